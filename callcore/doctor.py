@@ -1,0 +1,199 @@
+"""``callcore doctor``: checks of this site, each with what to do when it fails.
+
+Exit code 0: all is well (warnings included), 1: something must be mended.
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import redis
+
+from callcore import model_store
+from callcore.errors import CallcoreError
+from callcore.settings import Settings, broker_url
+from callcore.storage import Storage
+
+#: An hour of one stereo call is 115 MB; below the first figure a busy day does not fit.
+LOW_DISK_BYTES = 5_000_000_000
+NO_DISK_BYTES = 200_000_000
+TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: str
+    """``ok``, ``warning`` or ``failed``."""
+    detail: str
+    remedy: str = ""
+    """What to do; empty when all is well."""
+
+
+def findings(settings: Settings) -> Iterator[Finding]:
+    """Run all checks, in the order in which a beginner should mend them."""
+    checks: tuple[Callable[[Settings], Finding], ...] = (
+        _packages,
+        _state_folder,
+        _disk,
+        _models,
+        _database,
+        _broker,
+        _spool,
+        _audiosocket,
+        _web,
+    )
+    for check in checks:
+        yield check(settings)
+
+
+def run(settings: Settings) -> int:
+    """Print every finding and return the exit code."""
+    marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+    failed = 0
+    for finding in findings(settings):
+        print(f"{marks[finding.state]} {finding.check:<12} {finding.detail}")
+        if finding.remedy:
+            print(f"{'':>20} -> {finding.remedy}")
+        failed += finding.state == "failed"
+    print(f"\n{failed} check(s) failed" if failed else "\nall is well")
+    return 1 if failed else 0
+
+
+def _packages(settings: Settings) -> Finding:
+    home = Path(__file__).parent.parent
+    for name in ("workers", "web"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).parent.parent if spec and spec.origin else None
+        if origin != home:
+            return Finding(
+                "packages",
+                "failed",
+                f"the package {name} that Python finds is not callcore's",
+                "install callcore into a virtual environment of its own",
+            )
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("packages", "ok", f"callcore, workers and web in Python {version}")
+
+
+def _state_folder(settings: Settings) -> Finding:
+    for folder in (settings.state_dir, settings.audio_dir):
+        problem = _not_writable(folder)
+        if problem:
+            return Finding(
+                "folders", "failed", f"{folder}: {problem}", f"make {folder} writable for this user"
+            )
+    return Finding("folders", "ok", f"{settings.state_dir} and {settings.audio_dir} are writable")
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Return why files cannot be written into the folder (or made with it); None if they can."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return "is not a folder"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else "is not writable"
+
+
+def _disk(settings: Settings) -> Finding:
+    nearest = settings.audio_dir
+    while not nearest.exists():
+        nearest = nearest.parent
+    free = shutil.disk_usage(nearest).free
+    detail = f"{free / 1e9:.1f} GB free, about {free / 115e6:,.0f} hours of calls"
+    if free < NO_DISK_BYTES:
+        return Finding("disk", "failed", detail, f"free space on the disk of {nearest}")
+    if free < LOW_DISK_BYTES:
+        return Finding("disk", "warning", detail, f"free space on the disk of {nearest}")
+    return Finding("disk", "ok", detail)
+
+
+def _models(settings: Settings) -> Finding:
+    names = model_store.used(settings)
+    try:
+        model_store.verify(settings.models_dir, names)
+    except CallcoreError as error:
+        return Finding("models", "failed", str(error), "run `callcore models pull`")
+    return Finding("models", "ok", ", ".join(names) + " complete, hashes right")
+
+
+def _database(settings: Settings) -> Finding:
+    kind = settings.database_url.partition(":")[0]
+    storage = Storage(settings.database_url)
+    try:
+        storage.check_migrated()
+    except CallcoreError as error:
+        return Finding("database", "failed", str(error), "run `callcore migrate`")
+    except Exception as error:  # any driver's own error: the database cannot be used
+        reason = type(error).__name__
+        remedy = "check CALLCORE_DATABASE_URL, and that the server runs and lets this user in"
+        return Finding("database", "failed", f"{kind} cannot be opened ({reason})", remedy)
+    finally:
+        storage.close()
+    return Finding("database", "ok", f"{kind}, migrated")
+
+
+def _broker(settings: Settings) -> Finding:
+    kind = "external broker" if settings.redis_url else "embedded broker"
+    client = redis.Redis.from_url(
+        broker_url(settings), socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+    )
+    try:
+        client.ping()
+    except redis.RedisError:
+        remedy = "check CALLCORE_REDIS_URL" if settings.redis_url else "start it: `callcore up`"
+        return Finding("broker", "failed", f"the {kind} does not answer", remedy)
+    finally:
+        client.close()
+    return Finding("broker", "ok", f"the {kind} answers")
+
+
+def _spool(settings: Settings) -> Finding:
+    folder = settings.spool_dir
+    if not folder.is_dir():
+        remedy = f"`callcore up` creates it, or set CALLCORE_SPOOL_DIR; wanted: {folder}"
+        return Finding("spool", "failed", "the spool folder does not exist", remedy)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        remedy = f"let this user read {folder}, e.g. by the group of Asterisk's user"
+        return Finding("spool", "failed", "the spool folder cannot be read", remedy)
+    return Finding("spool", "ok", f"{folder} is readable")
+
+
+def _audiosocket(settings: Settings) -> Finding:
+    address = settings.audiosocket_bind
+    try:
+        # The daemon tolerates a peer that says nothing: Asterisk does the same to a channel
+        # that is not answered.
+        socket.create_connection((_reachable(address.host), address.port), TIMEOUT_S).close()
+    except OSError as error:
+        detail = f"nothing listens on {address} ({error.strerror or 'timed out'})"
+        return Finding("audiosocket", "failed", detail, "start it: `callcore up`")
+    return Finding("audiosocket", "ok", f"the daemon listens on {address}")
+
+
+def _web(settings: Settings) -> Finding:
+    address = settings.web_bind
+    host = _reachable(address.host)
+    url = f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
+    try:
+        answer = httpx.get(f"{url}/ready", timeout=TIMEOUT_S, trust_env=False)
+    except httpx.HTTPError:
+        return Finding("web", "failed", f"no answer on {address}", "start it: `callcore up`")
+    if answer.status_code != 200:
+        detail = f"{address} answers, but is not ready ({answer.status_code})"
+        return Finding("web", "failed", detail, f"see {url}/ready for the reason")
+    return Finding("web", "ok", f"ready on {url}")
+
+
+def _reachable(host: str) -> str:
+    """Return an address that connects to a server bound to ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,0 +1,57 @@
+"""Log lines: one line each, with the call they belong to, in two formats."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from callcore import log
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield io.StringIO()
+    root.handlers[:], root.level = handlers, level
+
+
+def test_a_text_line_carries_level_module_call_and_values(stream: io.StringIO) -> None:
+    log.configure("INFO", "text", stream)
+    with log.call_context(call_id="17.1", leg="caller"):
+        logging.getLogger("callcore.session").warning("frames lost", extra={"frames": 3})
+    line = stream.getvalue()
+    assert " WARNING[session] call_id=17.1 leg=caller frames=3 frames lost\n" in line
+
+
+def test_a_value_cannot_start_a_line_of_its_own(stream: io.StringIO) -> None:
+    log.configure("INFO", "text", stream)
+    logging.getLogger("x").info("peer said", extra={"name_": "a\nERROR[x] forged"})
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_a_json_line_is_one_object(stream: io.StringIO) -> None:
+    log.configure("INFO", "json", stream)
+    with log.call_context(call_id="17.1", leg=None):
+        try:
+            raise ValueError("boom")
+        except ValueError:
+            logging.getLogger("x").exception("it failed", extra={"n": 1})
+    entry = json.loads(stream.getvalue())
+    assert entry["message"] == "it failed"
+    assert (entry["call_id"], entry["n"], entry["level"]) == ("17.1", 1, "ERROR")
+    assert "ValueError: boom" in entry["exception"]
+    assert "leg" not in entry
+
+
+def test_contexts_nest_and_end(stream: io.StringIO) -> None:
+    log.configure("INFO", "text", stream)
+    with log.call_context(call_id="1"):
+        with log.call_context(leg="agent"):
+            logging.getLogger("x").info("inner")
+        logging.getLogger("x").info("outer")
+    inner, outer = stream.getvalue().splitlines()
+    assert inner.endswith("call_id=1 leg=agent inner")
+    assert outer.endswith("call_id=1 outer")

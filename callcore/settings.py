@@ -238,6 +238,12 @@ FIELDS: tuple[Field, ...] = (
         "Seconds without a frame after which a leg is ended (a muted line sends nothing).",
     ),
     Field(
+        "drain_s",
+        _number(0, 86_400),
+        "5",
+        "Seconds that live calls may go on after the daemon was told to stop.",
+    ),
+    Field(
         "capture",
         _choice("fallback", "always", "off"),
         "fallback",
@@ -343,6 +349,7 @@ class Settings:
     max_calls: int
     max_calls_per_peer: int
     idle_timeout_s: float
+    drain_s: float
     capture: str
     capture_wait_s: float
     settle_s: float

@@ -1,0 +1,774 @@
+"""Live calls of one daemon: from the samples of a leg to its stored words and its end.
+
+``LiveCalls`` holds what all legs share. A ``LegSession`` takes the audio of one connection: ring
+and capture get it on the event loop, in memory only; everything slow (database, decoding, disk)
+runs elsewhere and comes back through the leg's own coroutine, in this order::
+
+    register -> call.started, leg.started -> recognition; each final: stored, then published
+    end of audio -> last finals -> capture sealed -> leg stored as ended -> leg.ended
+    last leg of the call and ``LINGER_S`` without a new one -> call.ended -> its capture accepted
+
+Time is arrival: Asterisk sends nothing in silence, so missing frames are silence, and sample i of
+a leg was heard i / 8000 s after its UUID came.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import peewee
+
+from callcore import audio, events, intake, log
+from callcore.audiosocket import Audio
+from callcore.calls import Call, CallState, Leg, LegState, now
+from callcore.capture import Capture
+from callcore.engines import LIVE_RATE, Hypothesis
+from callcore.errors import CallcoreError, Refused
+from callcore.recognizer import LegRecognition, Recognizer
+from callcore.results import Segment
+from callcore.ringbuffer import RingBuffer
+from callcore.settings import Settings
+from callcore.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds of audio that a leg keeps in memory for recognition (512 KB).
+RING_S = 32
+
+#: Seconds after the end of a call's last leg in which a new leg (a transfer) continues the call.
+LINGER_S = 2.0
+
+#: A leg further behind the clock than this, when audio comes, missed frames: they were silence.
+_GAP_SAMPLES = LIVE_RATE // 10
+
+#: A leg from which nothing comes is filled with silence once it is so far behind, so that the
+#: end of an utterance is found without audio; up to ``_GAP_SAMPLES`` before the present.
+_QUIET_SAMPLES = 3 * LIVE_RATE // 10
+
+#: What a database says when it is locked, restarting or away: worth another try.
+TRANSIENT = (peewee.OperationalError, peewee.InterfaceError, OSError)
+
+
+class EventSink(Protocol):
+    """Where live events go: ``bus.Publisher``."""
+
+    def put(self, event: events.Event) -> None:
+        """Queue an event; never blocks, never raises."""
+
+
+class StepWaker(Protocol):
+    """What tells the workers of a new job: ``jobs.Waker``."""
+
+    def wake(self, step: str, audio_id: str) -> object:
+        """Say that the step of the recording is due; a broker that is away is no error."""
+
+
+class Records:
+    """What live calls ask of the database, in one thread, again and again until it answers.
+
+    Args:
+        storage: The database.
+        settings: For the policies of ``intake`` and the daemon's name.
+        waker: Told of accepted captures.
+    """
+
+    #: Seconds before the first retry, and the longest between two.
+    retry_s = (0.1, 5.0)
+
+    def __init__(self, storage: Storage, settings: Settings, waker: StepWaker) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._waker = waker
+        # One thread: SQLite has one writer anyway, and the finals of a leg keep their order.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._give_up_at = float("inf")
+
+    async def open_leg(self, leg_uuid: str, at: datetime) -> tuple[Leg, Call]:
+        """Return the leg of that UUID, now live, and its call.
+
+        Args:
+            leg_uuid: 36 characters.
+            at: When the UUID came, however late that can be stored.
+
+        Raises:
+            Refused: If nobody may stream with that UUID, or somebody did.
+        """
+        tries = 0
+
+        def work() -> tuple[Leg, Call]:
+            nonlocal tries
+            tries += 1
+            try:
+                leg = intake.open_leg(self._storage, self._settings, leg_uuid, at)
+            except Refused:
+                # A try whose commit was cut off may have used the UUID: then it is ours.
+                found = self._own_leg(leg_uuid) if tries > 1 else None
+                if found is None:
+                    raise
+                leg = found
+            return leg, self._storage.call(leg.call_id)
+
+        return await self._done(work)
+
+    async def add_segment(self, call_id: str, segment: Segment) -> None:
+        """Store a final."""
+        await self._done(partial(self._storage.add_live_segment, call_id, segment))
+
+    async def end_leg(self, leg_uuid: str, reason: str, capture_path: Path | None) -> None:
+        """Store that the leg ended."""
+        path = str(capture_path) if capture_path is not None else None
+        await self._done(partial(self._storage.end_leg, leg_uuid, reason, path))
+
+    async def end_call(self, call_id: str, reason: str) -> Call | None:
+        """End the call if no leg of it is live or expected, and accept its capture.
+
+        Returns:
+            The call if this very call of the function ended it.
+        """
+        tries = 0
+
+        def work() -> Call | None:
+            nonlocal tries
+            tries += 1
+            ended = self._storage.end_call_if_idle(call_id, reason)
+            if ended is None and tries > 1:  # a try whose commit was cut off may have ended it
+                call = self._storage.call(call_id)
+                return call if call.state is CallState.ENDED else None
+            return ended
+
+        call = await self._done(work)
+        if call is not None:
+            await self.accept_capture(call_id)
+        return call
+
+    async def accept_capture(self, call_id: str) -> None:
+        """Hand the captured legs of an ended call to post-call processing."""
+        accept = partial(intake.accept_capture, self._storage, self._settings, call_id)
+        accepted = await self._done(accept)
+        if accepted is not None and accepted.wake:
+            await self._done(partial(self._waker.wake, "settle", accepted.audio_id))
+
+    async def orphaned_legs(self) -> list[Leg]:
+        """Return the legs that an earlier daemon of our name left live."""
+        return await self._done(partial(self._storage.orphaned_legs, self._settings.daemon_name))
+
+    async def unaccepted_calls(self) -> list[str]:
+        """Return recently ended calls whose captured legs nobody processes yet."""
+
+        def work() -> list[str]:
+            calls, _ = self._storage.calls(None, 100)
+            ended = [call.call_id for call in calls if call.state is CallState.ENDED]
+            return [
+                call_id
+                for call_id in ended
+                if self._storage.capture_media(call_id) and not self._storage.recordings_of(call_id)
+            ]
+
+        return await self._done(work)
+
+    async def expire_legs(self) -> list[Call]:
+        """Give up legs that were announced and never came; return the calls that end by it."""
+
+        def work() -> list[Call]:
+            return [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
+
+        return await self._done(work)
+
+    async def live_calls(self) -> list[Call]:
+        """Return the calls that are live on any daemon."""
+        return await self._done(self._storage.live_calls)
+
+    def give_up_after(self, timeout_s: float) -> None:
+        """Let tries that fail after this many seconds raise: the daemon is ending."""
+        self._give_up_at = time.monotonic() + timeout_s
+
+    def close(self) -> None:
+        """End the thread once it has done what it was asked."""
+        self._thread.shutdown()
+
+    def _own_leg(self, leg_uuid: str) -> Leg | None:
+        own = self._storage.orphaned_legs(self._settings.daemon_name)
+        return next((leg for leg in own if leg.uuid == leg_uuid), None)
+
+    async def _done(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        delay_s, longest_s = self.retry_s
+        tries = 0
+        while True:
+            try:
+                result = await loop.run_in_executor(self._thread, work)
+            except TRANSIENT as error:
+                tries += 1
+                if time.monotonic() >= self._give_up_at:
+                    raise
+                if tries == 1:
+                    logger.warning("database away", extra={"error": type(error).__name__})
+            else:
+                if tries:
+                    logger.info("database is back", extra={"tries": tries + 1})
+                return result
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, longest_s)
+
+
+class LiveCalls:
+    """All live calls of a daemon.
+
+    Args:
+        settings: The daemon's settings.
+        records: The database.
+        publisher: Where live events go.
+        capture: Where legs are kept; None keeps none.
+        recognizer: What turns samples into words; None leaves the calls without words.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        publisher: EventSink,
+        capture: Capture | None,
+        recognizer: Recognizer | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.records = records
+        self.publisher = publisher
+        self.capture = capture
+        self.recognizer = recognizer
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self._legs: dict[str, LegSession] = {}
+        self._calls: dict[str, CallSession] = {}
+        self._seen: set[str] | None = set()  # UUIDs since the start, until orphans are sorted out
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closing = asyncio.Event()
+        """Set once the daemon ends: calls end without waiting for more legs."""
+
+    def open_leg(
+        self, leg_uuid: str, arrived: float, refuse: Callable[[str], None]
+    ) -> "LegSession":
+        """Return the session of a stream that has just said who it is.
+
+        Args:
+            leg_uuid: 36 characters.
+            arrived: ``clock()`` when the UUID came: sample 0.
+            refuse: Called at most once, later, with the reason why the stream is not wanted.
+
+        Raises:
+            Refused: If the same UUID streams at this moment.
+        """
+        if leg_uuid in self._legs:
+            raise Refused("uuid-in-use", "another stream has this UUID")
+        leg = self._legs[leg_uuid] = LegSession(self, leg_uuid, arrived, refuse)
+        if self._seen is not None:
+            self._seen.add(leg_uuid)
+        self.spawn(leg.run(), lambda: self._legs.pop(leg_uuid, None))
+        return leg
+
+    def tick(self, at: float) -> None:
+        """Fill legs with silence from which nothing comes; about ten times a second."""
+        for leg in self._legs.values():
+            leg.tick(at)
+
+    def call_of(self, leg: Leg) -> "CallSession":
+        """Return the call of a leg, known from now on."""
+        if leg.call_id not in self._calls:
+            self._calls[leg.call_id] = CallSession(self, leg.call_id)
+        return self._calls[leg.call_id]
+
+    def forget(self, call_id: str) -> None:
+        """Drop a call that has no legs here."""
+        self._calls.pop(call_id, None)
+
+    def spawn(
+        self, work: Coroutine[Any, Any, None], done: Callable[[], object] | None = None
+    ) -> None:
+        """Run a coroutine beside the others; ``close`` waits for it."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._finished, done))
+
+    def _finished(self, done: Callable[[], object] | None, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if done is not None:
+            done()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # One leg's or call's failure must not touch the others.
+            logger.error("a live task failed", exc_info=error)
+
+    async def recover(self) -> None:
+        """End what an earlier daemon of our name left behind, and hand over its captures."""
+        orphans = await self.records.orphaned_legs()
+        seen, self._seen = self._seen or set(), None
+        lost = [leg for leg in orphans if leg.uuid not in seen]
+        for leg in lost:
+            with log.call_context(call_id=leg.call_id, leg=leg.leg):
+                await self._end_orphan(leg)
+        for call_id in dict.fromkeys(leg.call_id for leg in lost):
+            await self.end_call(call_id, "daemon_lost")
+        for call_id in await self.records.unaccepted_calls():
+            await self.records.accept_capture(call_id)
+
+    async def sweep(self, idle_s: float = 10.0) -> None:
+        """End calls that nobody else ends: legs that never came, daemons that died.
+
+        Args:
+            idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
+        """
+        for call in await self.records.expire_legs():
+            self._publish_end(call)
+            await self.records.accept_capture(call.call_id)
+        for call in await self.records.live_calls():
+            if call.call_id not in self._calls and _idle_s(call) > idle_s:
+                await self.end_call(call.call_id, "daemon_lost")
+
+    async def end_call(self, call_id: str, reason: str) -> bool:
+        """End a call if it is idle everywhere, and say so; return whether it ended now."""
+        call = await self.records.end_call(call_id, reason)
+        if call is not None:
+            self._publish_end(call)
+        return call is not None
+
+    async def close(self, timeout_s: float) -> None:
+        """Seal what is left, legs that were not ended too. Again does nothing."""
+        self.closing.set()
+        for leg in self._legs.values():
+            leg.end("daemon_stopped")
+        self.records.give_up_after(0.8 * timeout_s)  # so that what follows may still be tried
+        deadline = self.loop.time() + timeout_s
+        while self._tasks and (left_s := deadline - self.loop.time()) > 0:
+            # The end of a leg begins the end of its call: look again.
+            await asyncio.wait(self._tasks, timeout=left_s)
+        if self._tasks:
+            logger.error("calls could not be finished in time", extra={"tasks": len(self._tasks)})
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+
+    def _publish_end(self, call: Call) -> None:
+        duration = call.duration_s
+        fields = {
+            "duration": None if duration is None else round(duration, 3),
+            "reason": call.reason,
+        }
+        self.publisher.put(events.make("call.ended", call.call_id, **fields))
+        logger.info("call ended", extra={"call_id": call.call_id, **fields})
+
+    async def _end_orphan(self, leg: Leg) -> None:
+        path = self.capture.path_of(leg.uuid) if self.capture is not None else None
+        duration = None
+        if path is not None:
+            duration = await asyncio.to_thread(_repaired_s, path)
+        held = path if duration is not None else None
+        await self.records.end_leg(leg.uuid, "daemon_lost", held)
+        fields = {"leg": leg.leg, "duration": duration, "reason": "daemon_lost"}
+        self.publisher.put(events.make("leg.ended", leg.call_id, **fields))
+        logger.warning("leg of a lost daemon ended", extra={"captured_s": duration})
+
+
+def _idle_s(call: Call) -> float:
+    """Return the seconds since the last leg of a call ended; 0 while one is live."""
+    if any(leg.state is LegState.LIVE for leg in call.legs):
+        return 0.0
+    ends = [leg.ended_at for leg in call.legs if leg.ended_at]
+    return (now() - max(ends)).total_seconds() if ends else 0.0
+
+
+def _repaired_s(path: Path) -> float | None:
+    """Make the capture of a killed daemon whole; return its seconds, None if there is none."""
+    try:
+        audio.repair_wav(path)
+        return (path.stat().st_size - audio.WAV_HEADER_BYTES) / 2 / LIVE_RATE
+    except FileNotFoundError:
+        return None
+    except (OSError, CallcoreError):
+        # Going on loses one capture; stopping would leave the other calls live for ever.
+        logger.exception("a capture cannot be repaired", extra={"path": path.name})
+        return None
+
+
+class CallSession:
+    """One call as far as this daemon sees it: how many legs are open, and the end."""
+
+    def __init__(self, calls: LiveCalls, call_id: str) -> None:
+        self.call_id = call_id
+        self._calls = calls
+        self._legs = 0
+        self._ending = 0  # counts ends that were begun: a new leg makes an older one void
+
+    def joined(self) -> None:
+        """Count a leg in."""
+        self._legs += 1
+        self._ending += 1
+
+    def left(self, reason: str) -> None:
+        """Count a leg out; the last one ends the call unless another comes."""
+        self._legs -= 1
+        if not self._legs:
+            self._calls.spawn(self._end(reason, self._ending))
+
+    async def _end(self, reason: str, ending: int) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._calls.closing.wait()
+        except TimeoutError:
+            pass
+        if ending != self._ending:
+            return
+        # A leg that is announced, or live on another daemon, keeps the call: whoever ends that
+        # leg, or the sweep, ends the call.
+        await self._calls.end_call(self.call_id, reason)
+        if ending == self._ending:
+            self._calls.forget(self.call_id)
+
+
+class LegSession:
+    """One connection: takes audio on the event loop, runs the leg's life as a coroutine.
+
+    It is the listener of its recognition.
+    """
+
+    def __init__(
+        self, calls: LiveCalls, leg_uuid: str, arrived: float, refuse: Callable[[str], None]
+    ) -> None:
+        self.uuid = leg_uuid
+        self.frames = 0
+        """Messages of audio received."""
+        self.received_samples = 0
+        """Samples received, at 8 kHz."""
+        self.filled_samples = 0
+        """Samples of silence put where nothing came."""
+        self.finals = 0
+        """Finals stored."""
+        self._calls = calls
+        self._arrived = arrived
+        self._arrived_at = now()
+        self._refuse = refuse
+        self._clock = calls.clock
+        self._end = 0  # absolute index after the newest sample
+        self._ring: RingBuffer | None = RingBuffer(RING_S * LIVE_RATE)
+        self._capture = None
+        if calls.capture is not None:
+            self._capture = calls.capture.open_leg(
+                "", leg_uuid, LIVE_RATE, lost=self._lost_from_any_thread
+            )
+        self._resampler: audio.StreamingResampler | None = None
+        self._recognition: LegRecognition | None = None
+        self._leg: Leg | None = None
+        # Events before the leg is known; a peer may press keys as fast as it likes.
+        self._early: deque[tuple[str, dict[str, Any]]] = deque(maxlen=100)
+        self._shown: set[int] = set()  # utterances with a partial on the pages
+        self._finals: asyncio.Queue[tuple[Segment, float] | None] = asyncio.Queue()
+        self._reason: asyncio.Future[str] = calls.loop.create_future()
+
+    # What the connection calls, on the event loop: memory only.
+
+    def feed(self, batch: list[Audio], at: float) -> None:
+        """Take all audio that was received at one moment.
+
+        Args:
+            batch: Audio in order. What came at once was spoken one after the other: after a stall
+                a batch holds the stalled time, so that none of it is taken for silence.
+            at: ``clock()`` of the moment.
+        """
+        try:
+            samples = [self._at_live_rate(part) for part in batch]
+            num_samples = sum(map(len, samples)) >> 1
+            gap = int((at - self._arrived) * LIVE_RATE) - self._end - num_samples
+            if gap > _GAP_SAMPLES:
+                self._fill(gap)
+            self.received_samples += num_samples
+            for part in samples:
+                self._end += len(part) >> 1
+                if self._capture is not None:
+                    self._capture.write(part)
+                if self._ring is not None:
+                    self._ring.append(part)
+        except Exception:
+            # One leg's audio must not end the connection, nor the loop that serves all.
+            logger.exception("a leg's audio failed", extra={"leg_uuid": self.uuid})
+            self._stop_recognition()
+
+    def tick(self, at: float) -> None:
+        """Fill with silence if nothing has come for a while."""
+        behind = int((at - self._arrived) * LIVE_RATE) - self._end
+        if behind <= _QUIET_SAMPLES or self._reason.done():
+            return
+        try:
+            self._fill(behind - _GAP_SAMPLES)
+        except Exception:
+            # As in ``feed``; the other legs need their tick too.
+            logger.exception("a leg's silence failed", extra={"leg_uuid": self.uuid})
+            self._stop_recognition()
+
+    def dtmf(self, digit: str) -> None:
+        """Publish a digit; it is never logged, people type card numbers."""
+        self._publish("dtmf", digit=digit)
+
+    def end(self, reason: str) -> None:
+        """Take no more audio. Again does nothing.
+
+        Args:
+            reason: ``hangup`` or what else ended the stream.
+        """
+        if not self._reason.done():
+            self._reason.set_result(reason)
+
+    # What the recognition calls, on the event loop.
+
+    def partial(self, utterance: int, start: int, end: int, text: str, stable: int) -> None:
+        """Publish what is heard so far of an utterance."""
+        if text:
+            self._shown.add(utterance)
+        self._publish_partial(utterance, start, end, text, stable)
+
+    def final(
+        self,
+        utterance: int,
+        start: int,
+        end: int,
+        hypothesis: Hypothesis,
+        latency: float,
+        revised: bool,
+    ) -> None:
+        """Queue a final to be stored and published; one without text withdraws its partials."""
+        leg = self._known_leg()
+        shown = utterance in self._shown
+        self._shown.discard(utterance)
+        if not hypothesis.text:
+            if shown:
+                self._publish_partial(utterance, start, end, "", 0)
+            return
+        began = self._call_time(start)
+        segment = Segment(
+            segment=leg.segment_base + utterance,
+            leg=leg.leg,
+            start=began,
+            end=self._call_time(end),
+            text=hypothesis.text,
+            language=hypothesis.language,
+            words=tuple(
+                replace(word, s=began + word.s, e=began + word.e) for word in hypothesis.words
+            ),
+            source="live",
+            latency=latency,
+            revised=revised,
+        )
+        self._finals.put_nowait((segment, self._clock()))
+
+    def lag(self, lag_s: float, state: str) -> None:
+        """Publish that the text is late, or on time again."""
+        self._publish("lag.updated", lag_s=round(lag_s, 3), state=state)
+
+    # The leg's life.
+
+    async def run(self) -> None:
+        """Register the leg, see it through, and store its end."""
+        with log.call_context(leg_uuid=self.uuid):
+            try:
+                leg, call = await self._calls.records.open_leg(self.uuid, self._arrived_at)
+            except Refused as error:
+                logger.warning("stream refused", extra={"code": error.code})
+                self._discard_capture()
+                self._refuse(error.code)
+                return
+        with log.call_context(call_id=leg.call_id, leg=leg.leg):
+            session = self._calls.call_of(leg)
+            session.joined()
+            reason = "error"
+            try:
+                self._start(leg, call)
+                reason = await self._until_ended()
+            finally:
+                session.left(reason)
+
+    def _start(self, leg: Leg, call: Call) -> None:
+        self._leg = leg
+        logger.info("leg started", extra={"leg_uuid": self.uuid})
+        started = [other for other in call.legs if other.started_at]
+        if all(_order(leg) <= _order(other) for other in started):
+            self._publish("call.started", **_call_fields(call))
+        self._publish("leg.started", leg=leg.leg, uuid=leg.uuid)
+        for event_type, fields in self._early:
+            self._publish(event_type, **fields)
+        self._early.clear()
+        if self._calls.recognizer is None or self._ring is None:
+            return
+        try:
+            language = leg.language or self._calls.settings.language
+            self._recognition = self._calls.recognizer.open_leg(
+                self._ring,
+                self,
+                language=None if language == "auto" else language,
+                spill=self._capture.read if self._capture is not None else None,
+            )
+        except Exception:
+            # A leg without words is still captured, and its recording is transcribed.
+            logger.exception("recognition of a leg cannot start")
+
+    async def _until_ended(self) -> str:
+        storing = asyncio.create_task(self._store_finals())
+        try:
+            reason = await self._reason
+            await self._finish_recognition()
+            self._finals.put_nowait(None)
+            await storing
+        finally:
+            storing.cancel()
+            self._stop_recognition()
+        path = None
+        if self._capture is not None:
+            await self._capture.close()
+            path = self._capture.path
+        await self._calls.records.end_leg(self.uuid, reason, path)
+        duration = round(self._end / LIVE_RATE, 3)
+        self._publish("leg.ended", leg=self._known_leg().leg, duration=duration, reason=reason)
+        logger.info(
+            "leg ended",
+            extra={
+                "reason": reason,
+                "duration_s": duration,
+                "frames": self.frames,
+                "received_s": round(self.received_samples / LIVE_RATE, 3),
+                "filled_s": round(self.filled_samples / LIVE_RATE, 3),
+                "finals": self.finals,
+            },
+        )
+        return reason
+
+    async def _store_finals(self) -> None:
+        """Store and publish finals in order, until None comes."""
+        leg = self._known_leg()
+        while (item := await self._finals.get()) is not None:
+            segment, heard = item
+            try:
+                # Stored before it is published: a page that loads the call from the database and
+                # resumes the events from there misses nothing.
+                await self._calls.records.add_segment(leg.call_id, segment)
+            except Exception:
+                # Only this final is lost from the record; the pages still show it.
+                logger.exception("a final cannot be stored", extra={"segment": segment.segment})
+            self.finals += 1
+            late = (segment.latency or 0.0) + self._clock() - heard
+            fields = replace(segment, latency=late).as_json()
+            del fields["source"]
+            self._publish("transcript.final", **fields)
+
+    async def _finish_recognition(self) -> None:
+        if self._recognition is None:
+            return
+        try:
+            await self._recognition.finish()
+        except Exception:
+            # The capture is transcribed later; the leg must still end.
+            logger.exception("recognition of a leg failed at its end")
+        else:
+            self._recognition = None
+
+    def _stop_recognition(self) -> None:
+        recognition, self._recognition, self._ring = self._recognition, None, None
+        if recognition is not None:
+            recognition.discard()
+
+    def _discard_capture(self) -> None:
+        if self._capture is not None:
+            self._capture.discard()
+            self._capture = None
+
+    def _at_live_rate(self, part: Audio) -> bytes:
+        self.frames += part.frames
+        if part.rate == LIVE_RATE:
+            return part.samples
+        # 45 us a frame, four times what a frame of 8 kHz costs in all: 400 wideband legs fill a
+        # core. A filter of our own for 2:1 would be the way out.
+        if self._resampler is None or self._resampler.from_hz != part.rate:
+            self._resampler = audio.StreamingResampler(part.rate, LIVE_RATE)
+        return self._resampler.push(np.frombuffer(part.samples, "<i2")).tobytes()
+
+    def _fill(self, num_samples: int) -> None:
+        self.filled_samples += num_samples
+        self._end += num_samples
+        if self._capture is not None:
+            self._capture.write_silence(num_samples)
+        if self._ring is not None:
+            self._ring.append_silence(num_samples)
+
+    def _known_leg(self) -> Leg:
+        assert self._leg is not None, "recognition starts after registration"
+        return self._leg
+
+    def _call_time(self, index: int) -> float:
+        return self._known_leg().offset_s + index / LIVE_RATE
+
+    def _publish_partial(
+        self, utterance: int, start: int, end: int, text: str, stable: int
+    ) -> None:
+        leg = self._known_leg()
+        self._publish(
+            "transcript.partial",
+            leg=leg.leg,
+            segment=leg.segment_base + utterance,
+            start=round(self._call_time(start), 3),
+            end=round(self._call_time(end), 3),
+            text=text,
+            stable=stable,
+        )
+
+    def _publish(self, event_type: str, **fields: Any) -> None:
+        if self._leg is None:
+            self._early.append((event_type, fields))
+            return
+        if event_type in ("dtmf", "audio.lost"):
+            fields["leg"] = self._leg.leg
+        self._calls.publisher.put(events.make(event_type, self._leg.call_id, **fields))
+
+    def _lost_from_any_thread(self, start: int, end: int, reason: str) -> None:
+        self._calls.loop.call_soon_threadsafe(self._lost, start, end, reason)
+
+    def _lost(self, start: int, end: int, reason: str) -> None:
+        offset_s = self._leg.offset_s if self._leg is not None else 0.0
+        logger.warning(
+            "audio lost",
+            extra={"leg_uuid": self.uuid, "samples": end - start, "reason": reason},
+        )
+        self._publish(
+            "audio.lost",
+            start=round(offset_s + start / LIVE_RATE, 3),
+            end=round(offset_s + end / LIVE_RATE, 3),
+            reason=reason,
+        )
+
+
+def _order(leg: Leg) -> tuple[float, str]:
+    """Return what legs of a call are ordered by: all daemons find the same first one."""
+    return (leg.started_at.timestamp() if leg.started_at else float("inf"), leg.uuid)
+
+
+def _call_fields(call: Call) -> dict[str, Any]:
+    facts = call.facts
+    return {
+        "session_id": call.session_id,
+        "uniqueid": facts.uniqueid,
+        "linkedid": facts.linkedid,
+        "caller": facts.caller,
+        "callee": facts.callee,
+        "queue": facts.queue,
+        "agent": facts.agent,
+        "direction": facts.direction,
+        "language": facts.language,
+    }

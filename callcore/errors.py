@@ -8,9 +8,11 @@ CallcoreError
 ├── AudioError                       samples or a file we cannot work with
 │   └── InvalidRecording             the recording will never be readable: not retried
 ├── ModelError(model)                a model is missing, incomplete or not what its hash says
+├── DownloadError(host)              a file could not be had from there; another source may have it
 ├── EngineError(engine)              an engine failed or its process died: retried
 ├── StepError(step, audio_id)        one step of a recording failed
-│   └── MissingInput                 a result that the step needs is not there
+│   ├── MissingInput                 a result that the step needs is not there
+│   └── Fenced                       another worker took the step over: this one's work is void
 ├── NotFound                         no such call, leg, recording or task
 └── Refused(code)                    intake or a registration said no, with the reason
 """
@@ -64,6 +66,21 @@ class ModelError(CallcoreError):
         self.model = model
 
 
+class DownloadError(CallcoreError):
+    """A file could not be had from one host, or was not what its hash says.
+
+    Args:
+        host: Where it was asked for.
+        message: What that host did, as the rest of a sentence.
+        unreachable: Whether the host itself is out of reach, so that nothing else is there either.
+    """
+
+    def __init__(self, host: str, message: str, *, unreachable: bool = False) -> None:
+        super().__init__(f"{host} {message}")
+        self.host = host
+        self.unreachable = unreachable
+
+
 class EngineError(CallcoreError):
     """An engine failed or its process died; the work is tried again.
 
@@ -93,6 +110,13 @@ class StepError(CallcoreError):
 
 class MissingInput(StepError):
     """A result that the step needs is not stored."""
+
+
+class Fenced(StepError):
+    """Another worker has taken the step over, so what this one made must not be stored."""
+
+    def __init__(self, step: str, audio_id: str) -> None:
+        super().__init__(step, audio_id, "another worker has taken it over")
 
 
 class NotFound(CallcoreError):

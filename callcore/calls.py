@@ -5,6 +5,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 
+#: The step before all others: the recording's files are found, checked and copied.
+SETTLE = "settle"
+
+
 class CallState(StrEnum):
     """Where a call is in its life."""
 
@@ -39,6 +43,11 @@ class StepState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     SKIPPED = "skipped"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the step does not leave this state by itself."""
+        return self in (StepState.DONE, StepState.FAILED, StepState.SKIPPED)
 
 
 class DocumentState(StrEnum):

@@ -1,0 +1,401 @@
+"""The way of a recording: settle, then its steps, each claimed, run and finished once.
+
+Nothing here knows Dramatiq: workers call ``settle`` and ``run_step`` by recording, and ``sweep``
+each second. Any of them may be killed at any moment, and any of them may be called twice.
+"""
+
+import contextlib
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from callcore import events, settling
+from callcore.bus import EventBus
+from callcore.calls import SETTLE, DocumentState, Recording, RecordingState, StepState
+from callcore.document import error_of, state_of
+from callcore.errors import (
+    AudioError,
+    CallcoreError,
+    Fenced,
+    InvalidRecording,
+    MissingInput,
+    NotFound,
+)
+from callcore.intake import CAPTURE
+from callcore.ledger import Claim, Ledger, Outcome
+from callcore.log import call_context
+from callcore.settings import Settings
+from callcore.settling import Gone, NotYet, Site
+from callcore.steps import Engines, Step, StepContext, table
+from callcore.storage import Storage, call_rows, recording_rows
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two notes of a step's progress.
+PROGRESS_S = 1.0
+#: Messages that may wait in the broker: while so many wait, nothing was lost and the sweep adds
+#: none.
+MAX_BACKLOG = 100
+#: Seconds after which a capture looks again whether the PBX's own recording has been settled.
+OTHER_RECORDING_S = 5.0
+#: Seconds after which a full disk is tried again.
+DISK_FULL_S = 30.0
+
+
+class WakesWorkers(Protocol):
+    """What tells workers that a step waits: ``jobs.Waker``."""
+
+    def wake(self, step: str, audio_id: str) -> bool:
+        """Send a message; False if it could not be sent."""
+        ...
+
+    def backlog(self) -> int | None:
+        """Return how many messages wait; None where that cannot be known."""
+        ...
+
+
+class Chain:
+    """Runs the steps of recordings.
+
+    Args:
+        storage: The record.
+        settings: Folders, waiting times, ``steps``.
+        bus: Where ``step.*`` and ``analysis.*`` events go.
+        engines: Where the engines of the steps run.
+        waker: Tells workers what can run next.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        bus: EventBus,
+        engines: Engines,
+        waker: WakesWorkers,
+    ) -> None:
+        self.steps: dict[str, Step] = table(settings.steps)
+        self.ledger = Ledger(storage, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+        self._storage = storage
+        self._settings = settings
+        self._bus = bus
+        self._engines = engines
+        self._waker = waker
+        self._stopping = threading.Event()
+        self._needs = {SETTLE: (), **{s.name: (SETTLE, *s.needs) for s in self.steps.values()}}
+
+    def stop(self) -> None:
+        """Give steps that fail from now on back to the ledger: the process is ending."""
+        self._stopping.set()
+
+    # ---- one step
+
+    def settle(self, audio_id: str) -> None:
+        """Find, check and copy the files of a recording; does nothing unless that is due."""
+        self._run(audio_id, SETTLE, self._settle)
+
+    def run_step(self, name: str, audio_id: str) -> None:
+        """Run one step of a recording; does nothing unless it is due."""
+        step = self.steps[name]
+        self._run(audio_id, name, lambda claim: self._run_step(claim, step))
+
+    def _run(self, audio_id: str, name: str, work: Callable[[Claim], Outcome]) -> None:
+        claim = self.ledger.claim(audio_id, name)
+        if claim is None:
+            return
+        with call_context(audio_id=audio_id, step=name):
+            logger.info("step starts", extra={"attempt": claim.attempt})
+            self._publish(claim, "step.started")
+            try:
+                with self._lease(claim):
+                    outcome = self._worked(claim, work)
+            except (Fenced, NotFound) as error:
+                logger.warning("the step's work is void", extra={"reason": str(error)})
+                return
+            logger.info("step ends", extra={"state": outcome.state, "ms": outcome.ms})
+            self._announce(claim, outcome)
+
+    def _worked(self, claim: Claim, work: Callable[[Claim], Outcome]) -> Outcome:
+        """Do the work; whatever goes wrong ends in the ledger."""
+        if claim.attempt > self.ledger.max_attempts:
+            error = f"its worker died in each of {self.ledger.max_attempts} tries"
+            return self._refuse(claim, InvalidRecording(error))
+        try:
+            return work(claim)
+        except NotYet as error:
+            return self.ledger.postpone(claim, error.wait_s, str(error))
+        except (Fenced, NotFound):
+            raise
+        except AudioError as error:
+            return self._refuse(claim, error)
+        except CallcoreError as error:
+            if self._stopping.is_set():
+                return self.ledger.postpone(claim, 0.0)
+            logger.warning("step failed", extra={"reason": str(error)})
+            return self._fail(claim, str(error))
+        except Exception as error:
+            # One recording must not stop the others. The message may hold what people said, so
+            # only the type goes on record.
+            logger.exception("step failed")
+            return self._fail(claim, f"{type(error).__name__}; the log of the worker tells more")
+
+    def _fail(self, claim: Claim, error: str, *, final: bool = False) -> Outcome:
+        return self.ledger.fail(claim, error, self._needs, final=final)
+
+    def _refuse(self, claim: Claim, error: AudioError) -> Outcome:
+        final = isinstance(error, (InvalidRecording, Gone))
+        with self._storage.database.transaction():
+            outcome = self._fail(claim, str(error), final=final)
+            if claim.step == SETTLE and outcome.state == StepState.FAILED:
+                gone = isinstance(error, Gone)
+                state = RecordingState.MISSING if gone else RecordingState.REFUSED
+                recording_rows.set_state(self._storage.database, claim.audio_id, state, str(error))
+            return outcome
+
+    def _run_step(self, claim: Claim, step: Step) -> Outcome:
+        recording = self._storage.recording(claim.audio_id)
+        document = step.run(self._context(claim, step, recording))
+        return self.ledger.finish(claim, document, self._needs)
+
+    def _context(self, claim: Claim, step: Step, recording: Recording) -> StepContext:
+        stored = self._storage.results(claim.audio_id)
+        for name in step.needs:
+            if name not in stored:
+                raise MissingInput(step.name, claim.audio_id, f"{name} has no result")
+        results = {name: stored[name] for name in step.needs}
+        return StepContext(
+            recording=recording,
+            language=self._language(recording),
+            results=results,
+            engines=self._engines,
+            take_segment_block=lambda: self._storage.take_segment_block(recording.call_id),
+            progress=_Progress(self.ledger, claim),
+        )
+
+    def _language(self, recording: Recording) -> str | None:
+        call = self._storage.call(recording.call_id)
+        said = recording.facts.language or call.facts.language or self._settings.language
+        return None if said == "auto" else said
+
+    # ---- settle
+
+    def _settle(self, claim: Claim) -> Outcome:
+        """Settle a recording; files that nobody needs are removed once that is on record."""
+        unneeded: list[str] = []
+        outcome = self._settled(claim, unneeded)
+        settling.remove(unneeded, self._settings.audio_dir)
+        return outcome
+
+    def _settled(self, claim: Claim, unneeded: list[str]) -> Outcome:
+        better = self._own_recording(claim.audio_id) if self._is_fallback(claim.audio_id) else None
+        database = self._storage.database
+        if better is not None:
+            with database.transaction():
+                outcome = self.ledger.finish(claim, None, {})
+                unneeded += self._merge_capture(better, claim.audio_id)
+            return replace(outcome, over=False)
+        media = self._copied(claim.audio_id)
+        with database.transaction():
+            database.serialize(call_rows.CALLS)
+            other = recording_rows.find_duplicate(database, claim.audio_id, media)
+            if other is not None:
+                return self._merged(claim, other, media, unneeded)
+            offset_s = recording_rows.offset(database, claim.audio_id)
+            changed = recording_rows.store(database, claim.audio_id, media, offset_s)
+            outcome = self.ledger.finish(claim, None, self._needs, restart=changed)
+            named = recording_rows.sources(database, claim.audio_id)
+            unneeded += {each.path for each in named} - {each.path for each in media}
+            unneeded += self._absorb_captures(claim.audio_id)
+        return outcome
+
+    def _copied(self, audio_id: str) -> list[recording_rows.StoredMedia]:
+        database = self._storage.database
+        recording = self._storage.recording(audio_id)
+        audio_dir = self._settings.audio_dir
+        with database.transaction():
+            named = recording_rows.sources(database, audio_id)
+            beside = settling.with_siblings(named, audio_dir)
+            if beside:
+                recording_rows.add_files(database, audio_id, beside, named[0].source)
+                named = recording_rows.sources(database, audio_id)
+            stored = recording_rows.stored_media(database, audio_id)
+        site = Site(audio_dir, self._settings.settle_s, self._storage.clock())
+        try:
+            return settling.settle(recording, named, stored, site)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NotYet(DISK_FULL_S, "the disk of the audio folder is full") from error
+            raise
+
+    def _merged(
+        self,
+        claim: Claim,
+        survivor: str,
+        media: Sequence[recording_rows.StoredMedia],
+        unneeded: list[str],
+    ) -> Outcome:
+        """Make the recording an alias of the one that holds the same audio."""
+        database = self._storage.database
+        outcome = self.ledger.finish(claim, None, {})  # while its row is there
+        named = {each.path for each in recording_rows.sources(database, claim.audio_id)}
+        lacks = recording_rows.merge(database, survivor, claim.audio_id, self._storage.clock())
+        again = {survivor} if lacks else set()
+        for audio_id in again.union(recording_rows.moved(database, survivor)):
+            self.ledger.restart(audio_id, [SETTLE])
+        kept = {each.path for each in recording_rows.sources(database, survivor)}
+        unneeded += [each.path for each in media]
+        unneeded += named - kept
+        logger.info("the recording is known already", extra={"same_as": survivor})
+        return replace(outcome, over=False)
+
+    # ---- captures
+
+    def _is_fallback(self, audio_id: str) -> bool:
+        recording = self._storage.recording(audio_id)
+        return recording.source == CAPTURE and self._settings.capture == "fallback"
+
+    def _own_recording(self, audio_id: str) -> str | None:
+        """Return the PBX's stored recording of the call that we captured, if there is one.
+
+        Raises:
+            NotYet: If one has been reported and is not settled.
+        """
+        capture = self._storage.recording(audio_id)
+        for other in self._storage.recordings_of(capture.call_id):
+            if other.source == CAPTURE:
+                continue
+            if other.state == RecordingState.STORED:
+                return other.audio_id
+            if other.state == RecordingState.EXPECTED:
+                raise NotYet(OTHER_RECORDING_S, "the PBX's own recording is being settled")
+        return None
+
+    def _absorb_captures(self, audio_id: str) -> list[str]:
+        """Merge captures of the call into its own recording, which came later than they waited."""
+        own = self._storage.recording(audio_id)
+        if own.source == CAPTURE or self._settings.capture != "fallback":
+            return []
+        captures = [
+            each.audio_id
+            for each in self._storage.recordings_of(own.call_id)
+            if each.source == CAPTURE
+        ]
+        return [path for each in captures for path in self._merge_capture(audio_id, each)]
+
+    def _merge_capture(self, survivor: str, capture: str) -> list[str]:
+        """Merge a capture and return its files, which nobody needs any more."""
+        database = self._storage.database
+        files = [each.path for each in recording_rows.sources(database, capture)]
+        files += [each.path for each in recording_rows.stored_media(database, capture)]
+        recording_rows.forget_sources(database, capture)
+        # The capture began with the call; when the PBX's recording did is another matter.
+        recording_rows.forget_start(database, capture)
+        recording_rows.merge(database, survivor, capture, self._storage.clock())
+        return files
+
+    # ---- the sweep
+
+    def sweep(self) -> int:
+        """Tell workers of steps that nobody took, and expire registrations; call it each second.
+
+        Returns:
+            How many messages were sent.
+        """
+        self._expire_legs()
+        backlog = self._waker.backlog()
+        room = MAX_BACKLOG - backlog if backlog is not None else 0
+        sent = 0
+        for audio_id, step in self.ledger.due(room):
+            if step in self._needs:
+                sent += self._waker.wake(step, audio_id)
+        return sent
+
+    def _expire_legs(self) -> None:
+        calls = [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
+        self._send(
+            [
+                events.make(
+                    "call.ended", each.call_id, duration=each.duration_s, reason=each.reason
+                )
+                for each in calls
+            ]
+        )
+
+    # ---- leases
+
+    @contextlib.contextmanager
+    def _lease(self, claim: Claim) -> Iterator[None]:
+        """Renew the lease while the work goes on."""
+        over = threading.Event()
+        thread = threading.Thread(
+            target=self._renew, args=(claim, over), name=f"lease-{claim.step}", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _renew(self, claim: Claim, over: threading.Event) -> None:
+        while not over.wait(self.ledger.lease_s / 3):
+            try:
+                if not self.ledger.renew(claim):
+                    return  # its work will be rolled back when it tries to finish
+            except Exception:
+                # The database may come back before the lease ends; if not, the step is fenced.
+                logger.exception("the lease could not be renewed")
+
+    # ---- events
+
+    def _announce(self, claim: Claim, outcome: Outcome) -> None:
+        """Publish how a step ended and wake what follows; both may fail without harm."""
+        for step in outcome.released:
+            self._waker.wake(step, claim.audio_id)
+        if outcome.state == StepState.DONE:
+            self._publish(claim, "step.finished", ms=outcome.ms)
+        elif outcome.state == StepState.FAILED:
+            error = next(
+                (s.error for s in self._storage.steps(claim.audio_id) if s.name == claim.step), None
+            )
+            self._publish(claim, "step.failed", ms=outcome.ms, error=error)
+        if outcome.over:
+            steps = self._storage.steps(claim.audio_id)
+            failed = state_of(steps) == DocumentState.FAILED
+            name = "analysis.failed" if failed else "analysis.ready"
+            self._publish(claim, name, error=error_of(steps))
+
+    def _publish(self, claim: Claim, name: str, **fields: Any) -> None:
+        try:
+            recording = self._storage.recording(claim.audio_id)
+        except NotFound:
+            return
+        known: Mapping[str, Any] = {"audio_id": recording.audio_id, "step": claim.step, **fields}
+        self._send([events.make(name, recording.call_id, **known)])
+
+    def _send(self, made: list[events.Event]) -> None:
+        if not made:
+            return
+        try:
+            self._bus.publish(made)
+        except Exception:
+            # Events are for those who watch; the record does not depend on them.
+            logger.warning("events could not be published", extra={"count": len(made)})
+
+
+class _Progress:
+    """Notes the progress of a step, at most once a second."""
+
+    def __init__(self, ledger: Ledger, claim: Claim) -> None:
+        self._ledger = ledger
+        self._claim = claim
+        self._noted_at = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        moment = time.monotonic()
+        if moment - self._noted_at >= PROGRESS_S:
+            self._noted_at = moment
+            self._ledger.renew(self._claim, share)

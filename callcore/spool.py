@@ -1,0 +1,254 @@
+"""The spool folder: finished recordings that a PBX drops, handed to ``intake``.
+
+File-system events are hints, the scan is the truth: a scan at the start, one a minute, and one
+whenever events may have been missed. A file counts when it has not changed for ``settle_s``; what
+is in it, ``settle`` finds out. Files are left where they are; a table remembers which were
+registered and how they looked, so that a restart registers nothing twice.
+"""
+
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from callcore import filenames, intake
+from callcore.calls import CallFacts, Media
+from callcore.errors import Refused
+from callcore.jobs import Waker
+from callcore.settings import Settings
+from callcore.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two scans of the whole folder.
+RESCAN_S = 60.0
+#: Seconds between the end of a scan and the next one at least.
+PAUSE_S = 0.2
+#: Names that writers use until a file is whole; hidden files too.
+UNFINISHED = (".part", ".tmp", ".temp", ".filepart", ".crdownload", ".swp", "~")
+#: A time stamp further ahead than this comes from a wrong clock and says nothing, in seconds.
+_FUTURE_S = 60.0
+#: Seconds after which the folder is looked for again when it cannot be read.
+_RETRY_S = 5.0
+
+_OBSERVED = ("created", "closed", "moved", "deleted")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file in the spool."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    changed_at: float
+    """Seconds since 1970: when its content or its name last changed."""
+
+
+class Scanner:
+    """Looks through the spool and registers what is complete and new.
+
+    Args:
+        storage: The record; remembers what was registered.
+        settings: ``spool_dir`` and ``settle_s``.
+        wake: Tells a worker of a recording to settle.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        wake: Callable[[str], object],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._storage = storage
+        self._settings = settings
+        self._wake = wake
+        self._clock = clock
+
+    def scan(self) -> float | None:
+        """Register every complete file that is new.
+
+        Returns:
+            Seconds until a file that still changes may be complete; None if there is none.
+        """
+        known = self._storage.spool_files()
+        groups: dict[str, list[Found]] = {}
+        for found in files(self._settings.spool_dir):
+            groups.setdefault(_group(found.path), []).append(found)
+        waits = []
+        for group in groups.values():
+            new = [each for each in group if known.get(each.path) != (each.size, each.mtime_ns)]
+            if not new:
+                continue
+            wait_s = max(self._wait_s(each) for each in group)
+            if wait_s > 0:
+                waits.append(wait_s)
+            else:
+                self._register(new, renewed=any(each.path in known for each in new))
+        self._storage.forget_spool_files(
+            known.keys() - {f.path for g in groups.values() for f in g}
+        )
+        return min(waits, default=None)
+
+    def _wait_s(self, found: Found) -> float:
+        age_s = self._clock() - found.changed_at
+        return 0.0 if age_s < -_FUTURE_S else self._settings.settle_s - age_s
+
+    def _register(self, new: list[Found], renewed: bool) -> None:
+        media = [Media(filenames.parse(each.path).leg or "mixed", each.path) for each in new]
+        seen = [(each.path, each.size, each.mtime_ns) for each in new]
+        try:
+            # One transaction: a recording whose files are not remembered would come twice.
+            with self._storage.database.transaction():
+                accepted = intake.accept_recording(
+                    self._storage, self._settings, CallFacts(), "spool", media, renewed=renewed
+                )
+                self._storage.remember_spool_files(seen, accepted.audio_id)
+        except Refused as error:
+            logger.warning("a file of the spool was refused", extra={"reason": str(error)})
+            self._storage.remember_spool_files(seen, None)
+            return
+        logger.info("recording found", extra={"audio_id": accepted.audio_id, "num_files": len(new)})
+        if accepted.wake:
+            self._wake(accepted.audio_id)
+
+
+def files(folder: Path) -> Iterator[Found]:
+    """Yield the files in a folder and below it that may be recordings.
+
+    Links are not followed and not read: a spool is writable by others than those whose files a
+    link may point at.
+    """
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        logger.warning("a folder of the spool cannot be read", extra={"reason": error.strerror})
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.lower().endswith(UNFINISHED):
+            continue
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from files(Path(entry.path))
+                continue
+            status = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue  # it is gone
+        if stat.S_ISREG(status.st_mode):
+            changed_at = max(status.st_mtime, status.st_ctime)
+            yield Found(entry.path, status.st_size, status.st_mtime_ns, changed_at)
+
+
+def _group(path: str) -> str:
+    """Return what the files of one recording share."""
+    name = filenames.parse(path)
+    return f"{os.path.dirname(path)}/{name.stem}.{name.extension}"
+
+
+class _Hints(FileSystemEventHandler):
+    def __init__(self, hint: Callable[[], None]) -> None:
+        self._hint = hint
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in _OBSERVED:
+            self._hint()
+
+
+class Watch:
+    """Scans whenever something may be new, until it is stopped.
+
+    Args:
+        scanner: What is run.
+        folder: Watched with its sub-folders; made if missing.
+        rescan_s: Seconds between two scans at most.
+    """
+
+    def __init__(self, scanner: Scanner, folder: Path, rescan_s: float = RESCAN_S) -> None:
+        self._scanner = scanner
+        self._folder = folder
+        self._rescan_s = rescan_s
+        self._hinted = threading.Event()
+        self._stopped = threading.Event()
+        self.is_watching = threading.Event()
+        """Set once the observer runs, or is known not to."""
+
+    def stop(self) -> None:
+        """Let ``run`` return; safe in a signal handler."""
+        self._stopped.set()
+        self._hinted.set()
+
+    def run(self) -> None:
+        """Watch and scan."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        observer = self._observe()
+        self.is_watching.set()
+        try:
+            while not self._stopped.is_set():
+                self._hinted.clear()
+                wait_s = self._scan()
+                self._hinted.wait(min(self._rescan_s, wait_s))
+                # A thousand files that come at once are one scan or two, not a thousand.
+                self._stopped.wait(PAUSE_S)
+                if observer is None or not observer.is_alive():
+                    observer = self._observe()
+        finally:
+            if observer is not None:
+                observer.stop()
+                observer.join()
+
+    def _scan(self) -> float:
+        """Scan and return the seconds until the next scan is worth it."""
+        try:
+            wait_s = self._scanner.scan()
+        except Exception:
+            # The database may be away; the files are not, so the next scan finds them.
+            logger.exception("the spool could not be scanned")
+            return _RETRY_S
+        return self._rescan_s if wait_s is None else wait_s
+
+    def _observe(self) -> Any:
+        """Return a running observer, or None where the system cannot watch: scans go on."""
+        observer: Any = Observer()
+        try:
+            observer.schedule(_Hints(self._hinted.set), str(self._folder), recursive=True)
+            observer.start()
+        except OSError as error:
+            logger.warning(
+                "the spool cannot be watched; it is scanned instead",
+                extra={"reason": error.strerror, "every_s": self._rescan_s},
+            )
+            return None
+        return observer
+
+
+def serve(settings: Settings) -> int:
+    """Watch the spool until SIGTERM or SIGINT; return the exit code.
+
+    Raises:
+        CallcoreError: If the database is not migrated.
+    """
+    storage = Storage(settings.database_url)
+    waker = Waker(settings)
+    try:
+        storage.check_migrated()
+        scanner = Scanner(storage, settings, lambda audio_id: waker.wake("settle", audio_id))
+        watch = Watch(scanner, settings.spool_dir)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: watch.stop())
+        logger.info("watching the spool", extra={"folder": str(settings.spool_dir)})
+        watch.run()
+    finally:
+        waker.close()
+        storage.close()
+    return 0

@@ -1,0 +1,403 @@
+"""Calls, their ids, their legs and their live words: each function runs inside a transaction."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from callcore import tables
+from callcore.calls import Call, CallFacts, CallState, Leg, LegState, session_id
+from callcore.database import Database, Row
+from callcore.errors import NotFound, Refused
+from callcore.results import Segment, Word
+
+#: Transactions that decide which ids belong to one call run one after the other. A few
+#: milliseconds each; beyond some hundred registrations a second, lock by id instead.
+CALLS = 0x63616C6C
+#: Segment numbers of one leg or one transcript: more than anyone says in one.
+BLOCK = 100_000
+
+#: Facts that a call keeps as columns.
+FACT_COLUMNS = (
+    "uniqueid",
+    "linkedid",
+    "caller",
+    "callee",
+    "agent",
+    "queue",
+    "direction",
+    "language",
+)
+
+
+def ids_of(facts: CallFacts) -> list[str]:
+    """Return the ids by which the call is known, the one to name it by first."""
+    candidates = (facts.linkedid, facts.uniqueid, facts.call_id)
+    return list(dict.fromkeys(each for each in candidates if each))
+
+
+def resolve(db: Database, any_id: str) -> str:
+    """Return the call_id behind any id of a call.
+
+    Raises:
+        NotFound: If no call has this id.
+    """
+    row = db.first(tables.CallAlias.select().where(tables.CallAlias.known_as == any_id))
+    if row is None:
+        raise NotFound("no call has this id")
+    return str(row["call"])
+
+
+def claim(db: Database, ids: Sequence[str], facts: CallFacts, moment: datetime) -> str:
+    """Return the call that has any of ``ids``; make it if there is none.
+
+    All ``ids`` become its aliases. Calls that turn out to be one are merged.
+
+    Args:
+        db: The database, inside a transaction.
+        ids: At least one id, the one to name a new call by first.
+        facts: Completes what is known about the call.
+        moment: Now.
+    """
+    db.serialize(CALLS)
+    found = db.all(
+        tables.Call.select()
+        .join(tables.CallAlias)
+        .where(tables.CallAlias.known_as.in_(ids))
+        .distinct()
+    )
+    if not found:
+        _insert_call(db, ids[0], facts, moment)
+        call_id = ids[0]
+    else:
+        # Where audio streamed, a daemon holds the id; a call without an id of the PBX is named
+        # after its recording, which tells nobody anything; else the first stays.
+        found.sort(
+            key=lambda row: (
+                not _has_legs(db, row["call_id"]),
+                _is_recording(db, row["call_id"]),
+                row["created_at"],
+                row["call_id"],
+            )
+        )
+        call_id = str(found[0]["call_id"])
+        for other in found[1:]:
+            merge(db, call_id, str(other["call_id"]))
+        complete_facts(db, call_id, facts)
+    for each in ids:
+        db.insert(tables.CallAlias, {"known_as": each, "call": call_id})
+    return call_id
+
+
+def _insert_call(db: Database, call_id: str, facts: CallFacts, moment: datetime) -> None:
+    started_at = facts.started_at or moment
+    db.run(
+        tables.Call.insert(
+            call_id=call_id,
+            session_id=session_id(call_id, started_at),
+            state=CallState.ENDED,
+            created_at=moment,
+            started_at=started_at,
+            start_known=facts.started_at is not None,
+            **{name: getattr(facts, name) for name in FACT_COLUMNS},
+        )
+    )
+
+
+def _is_recording(db: Database, call_id: str) -> bool:
+    model, alias = tables.Recording, tables.RecordingAlias
+    own = db.first(model.select(model.audio_id).where(model.audio_id == call_id))
+    merged = db.first(alias.select(alias.known_as).where(alias.known_as == call_id))
+    return own is not None or merged is not None
+
+
+def _has_legs(db: Database, call_id: str) -> bool:
+    return db.first(tables.Leg.select().where(tables.Leg.call == call_id)) is not None
+
+
+def complete_facts(db: Database, call_id: str, facts: CallFacts) -> None:
+    """Fill in what the call did not know; what it knew stays."""
+    row = _call_row(db, call_id)
+    new = {n: getattr(facts, n) for n in FACT_COLUMNS if row[n] is None and getattr(facts, n)}
+    if facts.started_at is not None and not row["start_known"]:
+        new |= _start(call_id, facts.started_at)
+    if new:
+        db.run(tables.Call.update(**new).where(tables.Call.call_id == call_id))
+
+
+def _start(call_id: str, started_at: datetime) -> Row:
+    return {
+        "started_at": started_at,
+        "start_known": True,
+        "session_id": session_id(call_id, started_at),
+    }
+
+
+def _call_row(db: Database, call_id: str) -> Row:
+    row = db.first(tables.Call.select().where(tables.Call.call_id == call_id))
+    if row is None:
+        raise NotFound("no call has this id")
+    return row
+
+
+def merge(db: Database, survivor: str, loser: str) -> None:
+    """Make two calls one: all of ``loser`` moves to ``survivor``, its ids become aliases."""
+    kept, gone = _call_row(db, survivor), _call_row(db, loser)
+    known = {name: gone[name] for name in FACT_COLUMNS}
+    started_at = gone["started_at"] if gone["start_known"] else None
+    complete_facts(db, survivor, CallFacts(**known, started_at=started_at))
+    if kept["start_known"] and gone["start_known"]:
+        _shift(db, loser, (gone["started_at"] - kept["started_at"]).total_seconds())
+    if gone["state"] == CallState.LIVE:
+        live = {"state": CallState.LIVE, "ended_at": None, "reason": None}
+        db.run(tables.Call.update(**live).where(tables.Call.call_id == survivor))
+    for model in (tables.CallAlias, tables.Leg, tables.LiveSegment, tables.Recording):
+        db.run(model.update(call=survivor).where(model.call == loser))
+    db.run(tables.SegmentBlock.update(call_id=survivor).where(tables.SegmentBlock.call_id == loser))
+    db.run(tables.Call.delete().where(tables.Call.call_id == loser))
+
+
+def _shift(db: Database, call_id: str, delta_s: float) -> None:
+    """Move the times of a call's legs and live words onto another zero."""
+    leg, live = tables.Leg, tables.LiveSegment
+    db.run(leg.update(offset_s=leg.offset_s + delta_s).where(leg.call == call_id))
+    for row in db.all(live.select().where(live.call == call_id)):
+        words = [{**w, "s": w["s"] + delta_s, "e": w["e"] + delta_s} for w in row["words"]]
+        times = {"start_s": row["start_s"] + delta_s, "end_s": row["end_s"] + delta_s}
+        where = (live.call == call_id) & (live.segment == row["segment"])
+        db.run(live.update(words=words, **times).where(where))
+
+
+# ---- reading
+
+
+def read(db: Database, any_id: str) -> Call:
+    """Return a call with its legs."""
+    return read_many(db, [_call_row(db, resolve(db, any_id))])[0]
+
+
+def read_many(db: Database, rows: Sequence[Row]) -> list[Call]:
+    """Return the calls of these rows, each with its legs."""
+    ids = [row["call_id"] for row in rows]
+    legs: dict[str, list[Leg]] = {call_id: [] for call_id in ids}
+    query = tables.Leg.select().where(tables.Leg.call.in_(ids))
+    for row in db.all(query.order_by(tables.Leg.created_at, tables.Leg.uuid)) if ids else []:
+        legs[row["call"]].append(leg_of(row))
+    return [_call_of(row, legs[row["call_id"]]) for row in rows]
+
+
+def _call_of(row: Row, legs: Iterable[Leg]) -> Call:
+    known: dict[str, Any] = {name: row[name] for name in FACT_COLUMNS}
+    started_at = row["started_at"] if row["start_known"] else None
+    return Call(
+        call_id=row["call_id"],
+        session_id=row["session_id"],
+        state=CallState(row["state"]),
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        reason=row["reason"],
+        facts=CallFacts(call_id=row["call_id"], started_at=started_at, **known),
+        legs=tuple(legs),
+    )
+
+
+def leg_of(row: Row) -> Leg:
+    """Return the leg of a row of ``legs``."""
+    return Leg(
+        uuid=row["uuid"],
+        call_id=row["call"],
+        leg=row["leg"],
+        state=LegState(row["state"]),
+        segment_base=row["segment_base"],
+        language=row["language"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        offset_s=row["offset_s"],
+        reason=row["reason"],
+    )
+
+
+def _leg_row(db: Database, uuid: str) -> Row | None:
+    return db.first(tables.Leg.select().where(tables.Leg.uuid == uuid))
+
+
+# ---- legs
+
+
+def take_segment_block(db: Database, call_id: str) -> int:
+    """Return the first number of a block of segment numbers that nobody else has."""
+    return db.insert_numbered(tables.SegmentBlock, {"call_id": call_id}) * BLOCK
+
+
+def add_leg(
+    db: Database, uuid: str, facts: CallFacts, expires_at: datetime | None, moment: datetime
+) -> Leg:
+    """Insert an expected leg and the call it belongs to.
+
+    Raises:
+        Refused: ``uuid-in-use``.
+    """
+    db.serialize(CALLS)
+    if _leg_row(db, uuid) is not None:
+        raise Refused("uuid-in-use", "this UUID has been registered before", "uuid")
+    call_id = claim(db, [*ids_of(facts), uuid], facts, moment)
+    call = _call_row(db, call_id)
+    first = not _has_legs(db, call_id)
+    db.run(
+        tables.Leg.insert(
+            uuid=uuid,
+            call=call_id,
+            leg=facts.leg or "mixed",
+            state=LegState.EXPECTED,
+            segment_base=take_segment_block(db, call_id),
+            language=facts.language or call["language"],
+            created_at=moment,
+            expires_at=expires_at,
+            offset_s=0.0,
+        )
+    )
+    if first and call["state"] == CallState.ENDED and call["ended_at"] is None:
+        db.run(tables.Call.update(state=CallState.LIVE).where(tables.Call.call_id == call_id))
+    row = _leg_row(db, uuid)
+    assert row is not None
+    return leg_of(row)
+
+
+def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | None:
+    """Make an expected leg live; None if the UUID was never registered.
+
+    Raises:
+        Refused: ``uuid-used`` or ``uuid-expired``.
+    """
+    db.serialize(CALLS)
+    leg = _leg_row(db, uuid)
+    if leg is None:
+        return None
+    if leg["state"] in (LegState.LIVE, LegState.ENDED):
+        raise Refused("uuid-used", "this UUID has had its stream already", "uuid")
+    if leg["state"] == LegState.EXPIRED or (leg["expires_at"] and leg["expires_at"] < moment):
+        raise Refused("uuid-expired", "the registration of this UUID has expired", "uuid")
+    started_at = _start_call(db, leg["call"], moment)
+    db.run(
+        tables.Leg.update(
+            state=LegState.LIVE,
+            daemon=daemon,
+            started_at=moment,
+            offset_s=max(0.0, (moment - started_at).total_seconds()),
+        ).where(tables.Leg.uuid == uuid)
+    )
+    row = _leg_row(db, uuid)
+    assert row is not None
+    return leg_of(row)
+
+
+def _start_call(db: Database, call_id: str, moment: datetime) -> datetime:
+    """Make the call live and return its zero: the first sample of its first leg."""
+    call = _call_row(db, call_id)
+    leg, recording = tables.Leg, tables.Recording
+    began = db.first(leg.select().where((leg.call == call_id) & leg.started_at.is_null(False)))
+    recorded = db.first(recording.select().where(recording.call == call_id))
+    new: Row = {"state": CallState.LIVE, "ended_at": None, "reason": None}
+    if began is None and not (recorded and call["start_known"]):
+        new |= _start(call_id, moment)
+    db.run(tables.Call.update(**new).where(tables.Call.call_id == call_id))
+    zero: datetime = {**call, **new}["started_at"]
+    return zero
+
+
+def end_leg(db: Database, uuid: str, reason: str, capture: str | None, moment: datetime) -> None:
+    """End a live leg; one that has ended stays as it was."""
+    leg = tables.Leg
+    ended = {"state": LegState.ENDED, "ended_at": moment, "reason": reason}
+    db.run(
+        leg.update(capture_path=capture, **ended).where(
+            (leg.uuid == uuid) & (leg.state == LegState.LIVE)
+        )
+    )
+
+
+def end_if_idle(db: Database, call_id: str, reason: str, moment: datetime) -> bool:
+    """End a live call that has no leg live or expected; tell whether this call did it."""
+    db.serialize(CALLS)
+    call, leg = tables.Call, tables.Leg
+    busy = db.first(
+        leg.select().where(
+            (leg.call == call_id) & leg.state.in_([LegState.LIVE, LegState.EXPECTED])
+        )
+    )
+    if busy is not None:
+        return False
+    ended = {"state": CallState.ENDED, "ended_at": moment, "reason": reason}
+    where = (call.call_id == call_id) & (call.state == CallState.LIVE)
+    return db.run(call.update(**ended).where(where)) == 1
+
+
+def expire(db: Database, moment: datetime) -> list[str]:
+    """Expire legs whose stream never came; return the calls that ended by it."""
+    leg = tables.Leg
+    late = (leg.state == LegState.EXPECTED) & (leg.expires_at < moment)
+    rows = db.all(leg.select(leg.uuid, leg.call).where(late))
+    if not rows:
+        return []
+    db.serialize(CALLS)
+    reason = "no stream came before the registration expired"
+    uuids = [row["uuid"] for row in rows]
+    db.run(
+        leg.update(state=LegState.EXPIRED, reason=reason, ended_at=moment).where(
+            leg.uuid.in_(uuids) & late
+        )
+    )
+    calls = sorted({row["call"] for row in rows})
+    return [each for each in calls if end_if_idle(db, each, _end_reason(db, each), moment)]
+
+
+def _end_reason(db: Database, call_id: str) -> str:
+    leg = tables.Leg
+    heard = db.first(leg.select().where((leg.call == call_id) & leg.started_at.is_null(False)))
+    return "hangup" if heard else "no audio came"
+
+
+# ---- live words
+
+
+def add_segment(db: Database, call_id: str, segment: Segment) -> bool:
+    """Store a final; False if it is stored already."""
+    values = {
+        "call": call_id,
+        "segment": segment.segment,
+        "leg": segment.leg,
+        "start_s": segment.start,
+        "end_s": segment.end,
+        "text": segment.text,
+        "language": segment.language,
+        "words": [{"w": w.w, "s": w.s, "e": w.e, "p": w.p} for w in segment.words],
+        "latency": segment.latency,
+        "revised": segment.revised,
+    }
+    return db.insert(tables.LiveSegment, values) == 1
+
+
+def segments(db: Database, call_id: str) -> list[Segment]:
+    """Return a call's finals by time."""
+    live = tables.LiveSegment
+    query = live.select().where(live.call == call_id).order_by(live.start_s, live.segment)
+    return [_segment_of(row) for row in db.all(query)]
+
+
+def _segment_of(row: Row) -> Segment:
+    return Segment(
+        segment=row["segment"],
+        leg=row["leg"],
+        start=row["start_s"],
+        end=row["end_s"],
+        text=row["text"],
+        language=row["language"],
+        words=tuple(Word(**word) for word in row["words"]),
+        source="live",
+        latency=row["latency"],
+        revised=row["revised"],
+    )
+
+
+def expires(moment: datetime, valid_s: float) -> datetime:
+    """Return when a registration of now ends."""
+    return moment + timedelta(seconds=valid_s)

@@ -1,0 +1,439 @@
+"""Recordings, their doors, files, steps and results: each function runs inside a transaction."""
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from callcore import tables
+from callcore.calls import CallFacts, Media, Recording, RecordingState, StepState, StepStatus
+from callcore.database import Database, Row
+from callcore.errors import NotFound
+from callcore.storage import call_rows
+
+#: Order in which the files of a recording are listed; other roles follow by name.
+ROLES = ("mixed", "stereo", "caller", "agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that a door named, before it is checked and copied."""
+
+    role: str
+    path: str
+    offset_s: float
+    original_name: str | None
+    source: str
+    """The door."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMedia:
+    """A checked file in the audio folder."""
+
+    role: str
+    path: str
+    origin: str
+    """The source file it is a copy of."""
+    offset_s: float
+    sha256: str
+    format: str
+    num_channels: int
+    rate: int
+    """Hz."""
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What a door's report led to."""
+
+    audio_id: str
+    created: bool
+    changed: bool
+    """Whether there is something to settle: a new recording, or a file it did not have."""
+    unneeded: tuple[str, ...] = ()
+    """Files that are not looked at, because the recording has stored others in their place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a door says about a recording."""
+
+    identity: str | None
+    """From ids and file name; None where neither says which recording it is."""
+    facts: CallFacts
+    source: str
+    """The door."""
+    media: tuple[Media, ...]
+    ids: Sequence[str]
+    """Ids of the call, the one to name it by first; empty where none is known."""
+    renewed: bool = False
+    """Whether the files are known to have changed since they were reported."""
+    siblings: tuple[str, ...] = ()
+    """Paths whose recording this one belongs to, where ``identity`` does not tell."""
+    original_name: str | None = None
+
+
+# ---- reports of doors
+
+
+def report(db: Database, said: Report, moment: datetime) -> Reported:
+    """Find or make the recording that a door reports, and unite what is known about it."""
+    db.serialize(call_rows.CALLS)
+    row = _find(db, said)
+    if row is None:
+        audio_id = _insert(db, said, moment)
+        add_files(db, audio_id, said.media, said.source, said.original_name)
+        return Reported(audio_id, created=True, changed=True)
+    audio_id = row["audio_id"]
+    _unite(db, row, said, moment)
+    if said.renewed or row["state"] != RecordingState.STORED:
+        added = add_files(db, audio_id, said.media, said.source, said.original_name)
+        return Reported(audio_id, created=False, changed=said.renewed or bool(added))
+    stored = {row["role"]: row["origin"] for row in media_rows(db, audio_id)}
+    new = [media for media in said.media if media.role not in stored]
+    added = add_files(db, audio_id, new, said.source, said.original_name)
+    unneeded = tuple(m.path for m in said.media if m.path != stored.get(m.role, m.path))
+    return Reported(audio_id, created=False, changed=bool(added), unneeded=unneeded)
+
+
+def _find(db: Database, said: Report) -> Row | None:
+    if said.identity is not None:
+        row = db.first(tables.Recording.select().where(tables.Recording.identity == said.identity))
+        if row is not None:
+            return row
+    return _find_by_path(db, said)
+
+
+def _find_by_path(db: Database, said: Report) -> Row | None:
+    """Return a recording without ids that named one of these files and has not read it yet.
+
+    Once it has been read, the same path may hold another call: its sha256 will tell.
+    """
+    paths = {media.path for media in said.media} | set(said.siblings)
+    if not paths:
+        return None
+    named, recording = tables.RecordingSource, tables.Recording
+    query = recording.select().join(named).where(named.path.in_(paths))
+    for row in db.all(query.order_by(recording.created_at)):
+        if row["identity"] is not None and said.identity is not None:
+            continue
+        read = {each["origin"] for each in media_rows(db, row["audio_id"])}
+        if not read & {media.path for media in said.media}:
+            return row
+    return None
+
+
+def _insert(db: Database, said: Report, moment: datetime) -> str:
+    audio_id = uuid.uuid4().hex
+    call_id = call_rows.claim(db, said.ids or [audio_id], said.facts, moment)
+    db.run(
+        tables.Recording.insert(
+            audio_id=audio_id,
+            call=call_id,
+            identity=said.identity,
+            state=RecordingState.EXPECTED,
+            source=said.source,
+            sources=[said.source],
+            facts=facts_as_json(said.facts),
+            created_at=moment,
+        )
+    )
+    return audio_id
+
+
+def _unite(db: Database, row: Row, said: Report, moment: datetime) -> None:
+    facts = facts_from_json(row["facts"]).merged(said.facts)
+    sources = row["sources"] + [said.source] * (said.source not in row["sources"])
+    new = {"facts": facts_as_json(facts), "sources": sources}
+    if row["identity"] is None and said.identity is not None:
+        new["identity"] = said.identity
+    recording = tables.Recording
+    db.run(recording.update(**new).where(recording.audio_id == row["audio_id"]))
+    call_rows.claim(db, [row["call"], *said.ids], said.facts, moment)
+
+
+def add_files(
+    db: Database,
+    audio_id: str,
+    media: Iterable[Media],
+    source: str,
+    original_name: str | None = None,
+) -> list[str]:
+    """Remember the files that a door names; return the roles of those that are new."""
+    added = []
+    for each in media:
+        values = {
+            "recording": audio_id,
+            "role": each.role,
+            "path": each.path,
+            "offset_s": each.offset_s,
+            "original_name": original_name,
+            "source": source,
+        }
+        if db.insert(tables.RecordingSource, values):
+            added.append(each.role)
+    return added
+
+
+def forget_sources(db: Database, audio_id: str) -> None:
+    """Forget which files doors named."""
+    named = tables.RecordingSource
+    db.run(named.delete().where(named.recording == audio_id))
+
+
+def forget_start(db: Database, audio_id: str) -> None:
+    """Forget when a recording began."""
+    facts = facts_from_json(recording_row(db, audio_id)["facts"])
+    recording = tables.Recording
+    db.run(
+        recording.update(facts=facts_as_json(dataclasses.replace(facts, started_at=None))).where(
+            recording.audio_id == audio_id
+        )
+    )
+
+
+def sources(db: Database, audio_id: str) -> list[Source]:
+    """Return the files that doors named, in the order they came."""
+    named = tables.RecordingSource
+    rows = db.all(named.select().where(named.recording == audio_id).order_by(named.id))
+    keep = [field.name for field in fields(Source)]
+    return [Source(**{name: row[name] for name in keep}) for row in rows]
+
+
+# ---- settling
+
+
+def find_duplicate(db: Database, audio_id: str, media: Sequence[StoredMedia]) -> str | None:
+    """Return the recording that already holds the same audio of the same channel, if one does.
+
+    Equal bytes alone say nothing: two silent calls are equal. So recordings that name different
+    channels or different calls never merge.
+    """
+    row = recording_row(db, audio_id)
+    for each in media:
+        query = (
+            tables.Recording.select()
+            .join(tables.Media)
+            .where(
+                (tables.Media.sha256 == each.sha256)
+                & (tables.Media.role == each.role)
+                & (tables.Recording.audio_id != audio_id)
+            )
+            .order_by(tables.Recording.created_at, tables.Recording.audio_id)
+        )
+        for other in db.all(query):
+            if _may_be_one(row, other):
+                return str(other["audio_id"])
+    return None
+
+
+def _may_be_one(row: Row, other: Row) -> bool:
+    mine, theirs = facts_from_json(row["facts"]), facts_from_json(other["facts"])
+    if not call_rows.ids_of(mine) or not call_rows.ids_of(theirs):
+        return True
+    if mine.uniqueid and theirs.uniqueid:
+        return mine.uniqueid == theirs.uniqueid
+    return bool(row["call"] == other["call"])
+
+
+def merge(db: Database, survivor: str, loser: str, moment: datetime) -> bool:
+    """Make two recordings one.
+
+    ``loser`` becomes an alias: whoever holds its id is answered with the survivor. Its copies in
+    the audio folder are no longer needed, nor is any file that it named, see the return value.
+
+    Returns:
+        Whether ``loser`` named files of roles that the survivor lacks: it must be settled again.
+    """
+    db.serialize(call_rows.CALLS)
+    kept, gone = recording_row(db, survivor), recording_row(db, loser)
+    recording, alias = tables.Recording, tables.RecordingAlias
+    facts = facts_from_json(kept["facts"]).merged(facts_from_json(gone["facts"]))
+    doors = kept["sources"] + [each for each in gone["sources"] if each not in kept["sources"]]
+    roles = {row["role"] for row in media_rows(db, survivor)} | {"mixed"}
+    lacking = [each for each in sources(db, loser) if each.role not in roles]
+    for each in lacking:
+        values = {name: getattr(each, name) for name in Source.__slots__}
+        db.insert(tables.RecordingSource, {"recording": survivor, **values})
+    db.run(alias.update(recording=survivor).where(alias.recording == loser))
+    db.run(tables.SpoolFile.update(audio_id=survivor).where(tables.SpoolFile.audio_id == loser))
+    db.run(recording.delete().where(recording.audio_id == loser))
+    db.insert(alias, {"known_as": loser, "recording": survivor})
+    new: Row = {"facts": facts_as_json(facts), "sources": doors}
+    if kept["identity"] is None and gone["identity"] is not None:
+        new["identity"] = gone["identity"]
+    db.run(recording.update(**new).where(recording.audio_id == survivor))
+    if kept["call"] != gone["call"]:
+        call_rows.claim(db, [kept["call"], gone["call"]], facts, moment)
+    return bool(lacking)
+
+
+def store(
+    db: Database, audio_id: str, media: Sequence[StoredMedia], offset_s: float | None
+) -> bool:
+    """Put down the checked files; tell whether the audio or its place in the call changed."""
+    row = recording_row(db, audio_id)
+    before = {(m["role"], m["sha256"], m["offset_s"]) for m in media_rows(db, audio_id)}
+    after = {(m.role, m.sha256, m.offset_s) for m in media}
+    db.run(tables.Media.delete().where(tables.Media.recording == audio_id))
+    for each in media:
+        values = {name: getattr(each, name) for name in StoredMedia.__slots__}
+        db.run(tables.Media.insert(recording=audio_id, **values))
+    duration_s = max(each.offset_s + each.duration_s for each in media)
+    recording = tables.Recording
+    db.run(
+        recording.update(
+            state=RecordingState.STORED, reason=None, offset_s=offset_s, duration_s=duration_s
+        ).where(recording.audio_id == audio_id)
+    )
+    return before != after or row["offset_s"] != offset_s
+
+
+def offset(db: Database, audio_id: str) -> float | None:
+    """Return the seconds from the call's zero to the recording's, None where unknown."""
+    row = recording_row(db, audio_id)
+    if row["source"] == "capture":
+        return 0.0
+    call = db.first(tables.Call.select().where(tables.Call.call_id == row["call"]))
+    started_at = facts_from_json(row["facts"]).started_at
+    if call is None or started_at is None or not call["start_known"]:
+        return None
+    zero: datetime = call["started_at"]
+    return round((started_at - zero).total_seconds(), 3)
+
+
+def moved(db: Database, audio_id: str) -> list[str]:
+    """Return the stored recordings of the same call whose place in it is another one now.
+
+    That happens when two calls turn out to be one.
+    """
+    call_id = recording_row(db, audio_id)["call"]
+    recording = tables.Recording
+    where = (recording.call == call_id) & (recording.state == RecordingState.STORED)
+    rows = db.all(recording.select().where(where))
+    return [r["audio_id"] for r in rows if offset(db, r["audio_id"]) != r["offset_s"]]
+
+
+def set_state(db: Database, audio_id: str, state: RecordingState, reason: str | None) -> None:
+    """Say whether the audio is at hand, and why not."""
+    recording = tables.Recording
+    db.run(recording.update(state=state, reason=reason).where(recording.audio_id == audio_id))
+
+
+# ---- reading
+
+
+def resolve(db: Database, any_id: str) -> str:
+    """Return the audio_id behind an audio_id or that of a merged recording.
+
+    Raises:
+        NotFound: If there is no such recording.
+    """
+    alias = tables.RecordingAlias
+    row = db.first(alias.select().where(alias.known_as == any_id))
+    return str(recording_row(db, row["recording"] if row else any_id)["audio_id"])
+
+
+def recording_row(db: Database, audio_id: str) -> Row:
+    """Return the row of a recording.
+
+    Raises:
+        NotFound: If there is none.
+    """
+    recording = tables.Recording
+    row = db.first(recording.select().where(recording.audio_id == audio_id))
+    if row is None:
+        raise NotFound("no recording has this id")
+    return row
+
+
+def media_rows(db: Database, audio_id: str) -> list[Row]:
+    """Return the rows of a recording's stored files."""
+    return db.all(tables.Media.select().where(tables.Media.recording == audio_id))
+
+
+def stored_media(db: Database, audio_id: str) -> list[StoredMedia]:
+    """Return a recording's stored files."""
+    keep = StoredMedia.__slots__
+    return [StoredMedia(**{name: row[name] for name in keep}) for row in media_rows(db, audio_id)]
+
+
+def read_many(db: Database, rows: Sequence[Row]) -> list[Recording]:
+    """Return the recordings of these rows, each with its stored files."""
+    ids = [row["audio_id"] for row in rows]
+    media: dict[str, list[Media]] = {audio_id: [] for audio_id in ids}
+    query = tables.Media.select().where(tables.Media.recording.in_(ids))
+    for row in sorted(db.all(query) if ids else [], key=_by_role):
+        media[row["recording"]].append(_media_of(row))
+    return [_recording_of(row, media[row["audio_id"]]) for row in rows]
+
+
+def _by_role(row: Row) -> tuple[int, str]:
+    role = str(row["role"])
+    return (ROLES.index(role) if role in ROLES else len(ROLES), role)
+
+
+def _media_of(row: Row) -> Media:
+    return Media(**{field.name: row[field.name] for field in fields(Media)})
+
+
+def _recording_of(row: Row, media: Iterable[Media]) -> Recording:
+    return Recording(
+        audio_id=row["audio_id"],
+        call_id=row["call"],
+        state=RecordingState(row["state"]),
+        source=row["source"],
+        reason=row["reason"],
+        facts=facts_from_json(row["facts"]),
+        created_at=row["created_at"],
+        media=tuple(media),
+        offset_s=row["offset_s"],
+        duration_s=row["duration_s"],
+        sources=tuple(row["sources"]),
+    )
+
+
+def steps(db: Database, audio_id: str) -> list[StepStatus]:
+    """Return a recording's steps in their order."""
+    job = tables.Job
+    query = job.select().where(job.recording == audio_id).order_by(job.position, job.step)
+    return [
+        StepStatus(
+            name=row["step"],
+            status=StepState(row["state"]),
+            started_at=row["started_at"],
+            ms=row["ms"],
+            attempts=row["attempts"],
+            error=row["error"],
+            progress=row["progress"],
+        )
+        for row in db.all(query)
+    ]
+
+
+def results(db: Database, audio_id: str) -> dict[str, dict[str, Any]]:
+    """Return what each step of a recording made."""
+    result = tables.Result
+    rows = db.all(result.select().where(result.recording == audio_id))
+    return {row["step"]: row["document"] for row in rows}
+
+
+# ---- facts as stored
+
+
+def facts_as_json(facts: CallFacts) -> dict[str, Any]:
+    """Return what is known, as JSON."""
+    known = {field.name: getattr(facts, field.name) for field in fields(CallFacts)}
+    known["started_at"] = facts.started_at and facts.started_at.isoformat()
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def facts_from_json(data: dict[str, Any]) -> CallFacts:
+    """Return the facts that ``facts_as_json`` described."""
+    started_at = data.get("started_at")
+    moment = datetime.fromisoformat(started_at) if started_at else None
+    return CallFacts(**{**data, "started_at": moment})

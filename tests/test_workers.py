@@ -1,0 +1,265 @@
+"""Real workers, real Valkey, both databases: whatever is killed, each step is done once."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from callcore import intake, settings
+from callcore.calls import CallFacts, Media
+from callcore.document import read
+from callcore.jobs import Waker
+from callcore.storage import Storage
+from tests.support.databases import database_url
+from tests.support.recordings import write_wav
+from tests.support.slow import make_model
+from tests.support.valkey import Valkey, stopped_valkey
+
+__all__ = ["database_url", "stopped_valkey"]
+
+pytestmark = pytest.mark.redis
+
+ROOT = Path(__file__).parents[1]
+#: Bound of every wait; what is waited for takes a tenth of it on a busy machine.
+PATIENCE_S = 90.0
+
+
+class House:
+    """Workers, a broker and a database in one folder."""
+
+    def __init__(self, valkey: Valkey, database_url: str, lease_s: float = 3.0) -> None:
+        self.valkey = valkey
+        self.model = make_model(valkey.folder / "model")
+        (self.model / "starts").touch()
+        self.environ = {
+            **valkey.environ,
+            "CALLCORE_DATABASE_URL": database_url,
+            "CALLCORE_TRANSCRIBER": "tests.support.slow:SlowTranscriber",
+            "CALLCORE_MODEL": str(self.model),
+            "CALLCORE_LEASE_S": str(lease_s),
+            "CALLCORE_MAX_ATTEMPTS": "50",
+            "CALLCORE_SETTLE_S": "0",
+        }
+        self.settings = settings.load(self.environ)
+        self.storage = Storage(database_url)
+        self.storage.migrate()
+        self.waker = Waker(self.settings)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        log = (self.valkey.folder / "worker.log").open("ab")
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "workers"],
+            env={**os.environ, **self.environ},
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        self.workers.append(worker)
+        return worker
+
+    def accept(self, number: int, wake: bool = True) -> str:
+        path = self.valkey.folder / "files" / f"17000000{number:02}.1.wav"
+        write_wav(path, seconds=0.5, pitch=200 + 10 * number)
+        media = [Media("mixed", str(path))]
+        accepted = intake.accept_recording(self.storage, self.settings, CallFacts(), "spool", media)
+        if wake and accepted.wake:
+            self.waker.wake("settle", accepted.audio_id)
+        return accepted.audio_id
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > until:
+                pytest.fail("waited in vain; the workers said:\n" + self.log())
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        return (self.valkey.folder / "worker.log").read_text(errors="replace")[-6000:]
+
+    def is_done(self, audio_id: str) -> bool:
+        return all(step.status == "done" for step in self.storage.steps(audio_id))
+
+    def num_starts(self) -> int:
+        return len((self.model / "starts").read_text().splitlines())
+
+    def hold(self) -> None:
+        (self.model / "hold").touch()
+
+    def go_on(self) -> None:
+        (self.model / "hold").unlink()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            kill_group(worker)
+        self.waker.close()
+        self.storage.close()
+
+
+def kill_group(worker: "subprocess.Popen[bytes]") -> None:
+    """Kill -9 a runner with all of its processes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def children(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    """Return dramatiq's worker processes."""
+    return [
+        child
+        for child in psutil.Process(worker.pid).children()
+        if "callcore.inference" not in " ".join(child.cmdline())
+    ]
+
+
+@pytest.fixture
+def house(stopped_valkey: Valkey, database_url: str) -> Iterator[House]:
+    stopped_valkey.start()
+    made = House(stopped_valkey, database_url)
+    yield made
+    made.close()
+
+
+def test_a_recording_goes_all_the_way(house: House) -> None:
+    house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.is_done(audio_id))
+    made = read(house.storage, audio_id)
+    assert made["status"] == "completed"
+    assert [each["text"] for each in made["segments"]] == ["sound 0.0 0.5"]
+    assert made["processing"]["steps"][1]["engine"] == "scripted"
+    with redis.Redis.from_url(house.valkey.url) as client:
+        events = client.xrange(f"room:{made['call_id']}")
+        assert len(events) == 5
+
+
+def test_a_killed_worker_mid_step_costs_a_lease_and_nothing_else(house: House) -> None:
+    house.hold()
+    first = house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.num_starts() == 1)
+    kill_group(first)
+    second = house.start_worker()
+    house.wait_for(lambda: house.num_starts() == 2)
+    step = house.storage.steps(audio_id)[1]
+    assert (step.status, step.attempts) == ("running", 2)
+    house.go_on()
+    house.wait_for(lambda: house.is_done(audio_id))
+    assert len(read(house.storage, audio_id)["segments"]) == 1
+    assert second.poll() is None
+
+
+def test_an_inference_child_that_is_killed_costs_a_try(house: House) -> None:
+    house.hold()
+    worker = house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.num_starts() == 1)
+    for child in psutil.Process(worker.pid).children(recursive=True):
+        if "callcore.inference" in " ".join(child.cmdline()):
+            child.kill()
+    house.go_on()
+    house.wait_for(lambda: house.is_done(audio_id))
+    assert house.storage.steps(audio_id)[1].attempts == 2
+
+
+def test_a_worker_told_to_stop_gives_its_step_back_and_ends(house: House) -> None:
+    house.hold()
+    worker = house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.num_starts() == 1)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE_S) == 0
+    step = house.storage.steps(audio_id)[1]
+    assert (step.status, step.attempts) == ("pending", 0)
+    house.go_on()
+    house.start_worker()
+    house.wait_for(lambda: house.is_done(audio_id))
+
+
+def test_an_idle_worker_ends_when_told_to(house: House) -> None:
+    worker = house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.is_done(audio_id))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE_S) == 0
+
+
+def test_worker_processes_end_with_their_runner(house: House) -> None:
+    worker = house.start_worker()
+    audio_id = house.accept(1)
+    house.wait_for(lambda: house.is_done(audio_id))
+    left = children(worker)
+    assert left
+    worker.kill()
+    worker.wait()
+    _, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
+    assert not alive
+
+
+def test_a_message_that_was_never_sent_is_made_up_for(house: House) -> None:
+    house.start_worker()
+    audio_id = house.accept(1, wake=False)
+    house.wait_for(lambda: house.is_done(audio_id))
+
+
+def test_a_broker_that_loses_everything_loses_no_recording(house: House) -> None:
+    house.hold()
+    house.start_worker()
+    recordings = [house.accept(number) for number in range(6)]
+    house.wait_for(lambda: house.num_starts() == 1)
+    with redis.Redis.from_url(house.valkey.url) as client:
+        client.flushall()
+    house.go_on()
+    house.wait_for(lambda: all(map(house.is_done, recordings)))
+    assert house.num_starts() == 6
+
+
+def test_a_broker_that_is_away_delays_and_loses_nothing(house: House) -> None:
+    house.start_worker()
+    first = house.accept(0)
+    house.wait_for(lambda: house.is_done(first))
+    house.valkey.kill()
+    before = time.monotonic()
+    recordings = [house.accept(number) for number in range(1, 5)]
+    assert time.monotonic() - before < 20  # a door never waits for the broker
+    house.valkey.start()
+    house.wait_for(lambda: all(map(house.is_done, recordings)))
+    assert house.num_starts() == 5
+
+
+def test_chaos_loses_nothing_and_doubles_nothing(house: House) -> None:
+    """R1 in small: workers and broker are killed while recordings keep coming."""
+    chance = random.Random(7)
+    workers = [house.start_worker(), house.start_worker()]
+    recordings = []
+    for number in range(40):
+        recordings.append(house.accept(number, wake=chance.random() < 0.8))
+        if number % 8 == 7:
+            at = chance.randrange(2)
+            kill_group(workers[at])
+            workers[at] = house.start_worker()
+        if number % 20 == 10:
+            house.valkey.kill()
+            house.valkey.start()
+        if number == 25:
+            with redis.Redis.from_url(house.valkey.url) as client:
+                client.flushall()
+        if number % 8 == 3:  # the kills hit workers that have begun
+            house.wait_for(lambda begun=number // 2: house.num_starts() >= begun)  # type: ignore[misc]
+    house.wait_for(lambda: all(map(house.is_done, recordings)))
+    for audio_id in recordings:
+        made = read(house.storage, audio_id)
+        assert made["status"] == "completed"
+        assert len(made["segments"]) == 1
+    assert len(house.storage.recordings(None, 100)[0]) == 40

@@ -1,0 +1,295 @@
+// The agent's page: what is being said, as it is said.
+
+import { callState, speaker, stepName, stepStatus } from "./names.js";
+import { follow, load, loadPatiently, showConnection } from "./stream.js";
+import { clock } from "./times.js";
+import { draw, Words } from "./transcript.js";
+
+const $ = (id) => document.getElementById(id);
+const root = $("live");
+const callId = root.dataset.call;
+const apiUrl = `/api/calls/${encodeURIComponent(callId)}/`;
+const ANNOUNCEMENTS_KEPT = 5;
+/** A reader within this distance of the end counts as being there. */
+const AT_END_PX = 48;
+
+let words = new Words();
+let call = { state: root.dataset.state, started_at: root.dataset.started, duration: null };
+let lag = null;
+let latency = null;
+let skewMs = 0;
+let legs = [];
+let isFollowing = true;
+let numNew = 0;
+let drawPending = false;
+let statusTimer = 0;
+let connection = "connecting";
+
+// ---- state from the API, then events
+
+async function start() {
+  const loaded = await loadPatiently(apiUrl, setConnection);
+  const state = loaded.data;
+  skewMs = loaded.skewMs;
+  words = new Words();
+  for (const segment of state.segments) words.final(segment);
+  for (const partial of state.partials) words.partial(partial);
+  lag = state.lag;
+  latency = state.segments.filter((each) => each.latency !== null).at(-1)?.latency ?? null;
+  legs = state.legs;
+  call = state;
+  showCall();
+  showAfter(state.recordings);
+  drawSoon();
+  follow(`/events/calls/${encodeURIComponent(callId)}`, state.last_event_id, {
+    event: take,
+    reset: start,
+    state: setConnection,
+  });
+}
+
+function take(event) {
+  switch (event.type) {
+    case "transcript.partial":
+      words.partial(event);
+      drawSoon();
+      break;
+    case "transcript.final":
+      if (words.final(event)) {
+        latency = event.latency ?? latency;
+        announce(event);
+        if (!isFollowing) numNew += 1;
+        showLag();
+        drawSoon();
+      }
+      break;
+    case "lag.updated":
+      lag = event;
+      showLag();
+      break;
+    case "audio.lost":
+      notice(`${speaker(event.leg)}: audio is missing from ${clock(event.start)} to ${clock(event.end)}.`, "warning");
+      break;
+    case "leg.started":
+    case "leg.ended":
+      takeLeg(event);
+      break;
+    case "call.started":
+      call = { ...call, state: "live", started_at: event.at };
+      reloadSoon();
+      break;
+    case "call.ended":
+      call = { ...call, state: "ended", duration: event.duration, reason: event.reason };
+      words.dropPartials();
+      showCall();
+      drawSoon();
+      reloadSoon();
+      break;
+    case "step.started":
+    case "step.finished":
+    case "step.failed":
+    case "analysis.ready":
+    case "analysis.failed":
+      reloadSoon();
+      break;
+  }
+}
+
+function takeLeg(event) {
+  if (event.type === "leg.ended") {
+    words.dropPartials(event.leg);
+    drawSoon();
+  }
+  reloadSoon();
+}
+
+/** Load legs, facts and the recording's steps again; the words come as events. */
+function reloadSoon() {
+  clearTimeout(statusTimer);
+  statusTimer = setTimeout(async () => {
+    try {
+      const { data } = await load(apiUrl);
+      legs = data.legs;
+      call = data;
+      showCall();
+      showAfter(data.recordings);
+      // Until its recording is there, nothing announces that waiting has ended.
+      const isOpen = data.recordings.some((each) => ["queued", "processing"].includes(each.status));
+      if (data.state !== "live" && (isOpen || !data.recordings.length)) reloadLater();
+    } catch {
+      reloadLater();
+    }
+  }, 200);
+}
+
+function reloadLater() {
+  clearTimeout(statusTimer);
+  statusTimer = setTimeout(reloadSoon, 5000);
+}
+
+// ---- what the page shows
+
+function setConnection(state) {
+  connection = state;
+  showConnection($("connection"), call.state === "live" || state !== "open" ? state : "closed");
+}
+
+function showCall() {
+  const state = $("state");
+  state.dataset.state = call.state;
+  state.textContent = callState(call.state);
+  root.dataset.state = call.state;
+  const show = (part, text) => {
+    root.querySelector(`[data-part=${part}]`).hidden = !text;
+    root.querySelector(`[data-field=${part}]`).textContent = text ?? "";
+  };
+  show("length", call.duration === null || call.duration === undefined ? "" : clock(call.duration));
+  show("reason", call.reason);
+  $("after").hidden = call.state === "live";
+  setConnection(connection);
+  showTimer();
+  showLag();
+  showLegs();
+  showFollowing();
+}
+
+function showTimer() {
+  const begun = Date.parse(call.started_at ?? "");
+  const seconds = call.duration ?? (call.state === "live" ? (Date.now() + skewMs - begun) / 1000 : NaN);
+  const text = Number.isNaN(seconds) ? "" : clock(seconds);
+  if ($("timer").textContent !== text) $("timer").textContent = text;
+}
+
+function showLag() {
+  const element = $("lag");
+  const isBehind = call.state === "live" && lag?.state === "behind";
+  element.hidden = call.state !== "live";
+  element.dataset.lag = isBehind ? "behind" : "ok";
+  const text = isBehind
+    ? `Text is ${lag.lag_s.toFixed(0)} s behind`
+    : latency === null ? "On time" : `On time, ${latency.toFixed(1)} s after speech`;
+  // A status region speaks on change: the seconds alone are no news.
+  element.setAttribute("aria-live", isBehind ? "polite" : "off");
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function showLegs() {
+  $("legs").replaceChildren(...legs.map((leg) => {
+    const item = document.createElement("li");
+    const name = document.createElement("span");
+    const state = document.createElement("span");
+    name.textContent = speaker(leg.leg);
+    state.className = "muted";
+    state.textContent = legState(leg);
+    item.append(name, state);
+    return item;
+  }));
+}
+
+function legState(leg) {
+  if (leg.state === "live") return "on the line";
+  if (leg.state === "expected") return "expected";
+  if (leg.state === "expired") return "never came";
+  return leg.reason ? `left: ${leg.reason}` : "left";
+}
+
+function showAfter(recordings) {
+  const text = {
+    queued: "Its recording is queued.",
+    processing: "Its recording is being processed.",
+    completed: "Its recording is transcribed: the full text is on the call page.",
+    partial: "Some steps failed; the rest is on the call page.",
+    failed: "Its recording could not be processed.",
+  };
+  const recording = recordings.at(-1);
+  $("after-text").textContent = recording
+    ? text[recording.status] ?? recording.status
+    : "Waiting for its recording.";
+  $("steps").replaceChildren(...(recording?.steps ?? []).map((step) => {
+    const item = $("step").content.firstElementChild.cloneNode(true);
+    item.dataset.status = step.status;
+    item.querySelector("[data-field=name]").textContent = stepName(step.name);
+    item.querySelector("[data-field=status]").textContent =
+      stepStatus(step.status) + (step.status === "done" && step.ms !== null ? ` in ${(step.ms / 1000).toFixed(1)} s` : "");
+    const error = item.querySelector("[data-field=error]");
+    error.textContent = step.error ?? "";
+    error.hidden = !step.error;
+    return item;
+  }));
+}
+
+function notice(text, kind) {
+  $("notice").textContent = text;
+  $("notice").dataset.kind = kind;
+  $("notice").hidden = false;
+}
+
+/** Finals only: partials would interrupt a screen reader twice a second. */
+function announce(event) {
+  const line = document.createElement("p");
+  line.textContent = `${speaker(event.leg)}: ${event.text}`;
+  $("announcer").append(line);
+  while ($("announcer").childElementCount > ANNOUNCEMENTS_KEPT) $("announcer").firstElementChild.remove();
+}
+
+/** At most one drawing a frame, however many events came. */
+function drawSoon() {
+  if (drawPending) return;
+  drawPending = true;
+  // A hidden tab gets no frames, but must not fall behind for ever.
+  const next = document.hidden ? (run) => setTimeout(run, 250) : requestAnimationFrame;
+  next(() => {
+    drawPending = false;
+    const turns = words.turns();
+    draw($("transcript"), $("turn"), turns);
+    $("waiting").hidden = turns.length > 0;
+    $("waiting").textContent = call.state === "live" ? "Waiting for the first words…" : "No words were recognised.";
+    if (isFollowing) toEnd();
+    showFollowing();
+  });
+}
+
+// ---- following, and reading back
+
+let lastY = 0;
+const distanceToEnd = () => document.documentElement.scrollHeight - innerHeight - scrollY;
+
+function toEnd() {
+  scrollTo({ top: document.documentElement.scrollHeight, behavior: "instant" });
+  lastY = scrollY;
+}
+
+function setFollowing(value) {
+  isFollowing = value;
+  if (value) {
+    numNew = 0;
+    toEnd();
+  }
+  showFollowing();
+}
+
+function showFollowing() {
+  // After the end there is nothing to follow; whoever has not read it all still can jump there.
+  $("bar").hidden = call.state !== "live" && isFollowing;
+  $("follow").setAttribute("aria-pressed", String(isFollowing));
+  $("jump").hidden = isFollowing;
+  $("new-count").textContent = numNew ? `(${numNew} new)` : "";
+}
+
+addEventListener("scroll", () => {
+  const isUp = scrollY < lastY;
+  lastY = scrollY;
+  // The end itself moves up when a long partial becomes a short final: that is nobody's scrolling.
+  if (isFollowing && isUp && distanceToEnd() > AT_END_PX) setFollowing(false);
+}, { passive: true });
+$("follow").addEventListener("click", () => setFollowing(!isFollowing));
+$("jump").addEventListener("click", () => {
+  setFollowing(true);
+  $("follow").focus();
+});
+
+// On a narrow screen the words come first.
+if (matchMedia("(max-width: 60rem)").matches) $("about").open = false;
+
+setInterval(showTimer, 1000);
+start();

@@ -1,0 +1,15 @@
+// Words for the codes of the API.
+
+const CALL = { live: "Live", ended: "Ended", missed: "Missed" };
+const STEP = { pending: "waiting", running: "running", done: "done", failed: "failed", skipped: "skipped" };
+const STEPS = { settle: "Read the recording", transcribe: "Transcribe" };
+
+export function speaker(leg) {
+  const [role, number] = leg.split("-");
+  const name = role === "mixed" ? "Everyone" : role.charAt(0).toUpperCase() + role.slice(1);
+  return number ? `${name} ${number}` : name;
+}
+
+export const callState = (state) => CALL[state] ?? state;
+export const stepStatus = (status) => STEP[status] ?? status;
+export const stepName = (name) => STEPS[name] ?? name.charAt(0).toUpperCase() + name.slice(1);

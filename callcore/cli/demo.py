@@ -31,12 +31,11 @@ RESULT_S = 600.0
 
 _BAR = 24
 
-#: How WER is counted: lower case, punctuation and hyphens removed, by words.
+#: How WER is counted: by words, lower case, without punctuation but for apostrophes.
 _NORMALISED = jiwer.Compose(
     [
         jiwer.ToLowerCase(),
-        jiwer.SubstituteRegexes({r"[-\u2013\u2014]": " "}),
-        jiwer.RemovePunctuation(),
+        jiwer.SubstituteRegexes({r"[^\w\s']": " "}),
         jiwer.RemoveMultipleSpaces(),
         jiwer.Strip(),
         jiwer.ReduceToListOfListOfWords(),
@@ -92,7 +91,7 @@ def load_sample(name: str) -> Sample:
         truth["title"],
         folder / f"{name}.wav",
         {leg: " ".join(texts) for leg, texts in words.items()},
-        truth["seconds"],
+        truth["duration"],
     )
 
 

@@ -75,7 +75,7 @@ class TranscribedSegment:
     end: float
     text: str
     words: tuple[Word, ...]
-    """Times in seconds from the first sample."""
+    """Times in seconds from the first sample; the stored utterances are made from them."""
     language: str | None
     avg_logprob: float
     no_speech_prob: float

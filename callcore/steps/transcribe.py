@@ -5,7 +5,7 @@ parties is one leg ``mixed``. Long recordings are read in pieces, so that memory
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from callcore import audio
 from callcore.calls import Media
+from callcore.engines import TranscribedSegment
 from callcore.results import Segment, Transcript, Word
 from callcore.steps import Step, StepContext
+from callcore.utterances import regroup, text_of
 
 #: Hz that the engine takes.
 RATE = 16_000
@@ -63,43 +65,39 @@ def run(context: StepContext) -> dict[str, Any]:
         at_s = zero_s + track.media.offset_s
         for start_s, samples in pieces(track):
             before_s = done_s + start_s
-            for said in context.engines.stream(_ENGINE, "transcribe", samples, context.language):
-                heard.append(_segment(said, track.leg, at_s + start_s))
-                context.progress((before_s + said.end) / total_s)
+            said: list[TranscribedSegment] = []
+            for each in context.engines.stream(_ENGINE, "transcribe", samples, context.language):
+                said.append(each)
+                context.progress((before_s + each.end) / total_s)
+            heard += _utterances(said, track.leg, at_s + start_s)
             context.progress((before_s + len(samples) / RATE) / total_s)
         done_s += track.media.duration_s or 0.0
     return _transcript(context, heard).as_json()
 
 
-def _segment(said: Any, leg: str, at_s: float) -> Segment:
-    return Segment(
-        segment=0,  # numbered once all legs are there, in order of time
-        leg=leg,
-        start=at_s + said.start,
-        end=at_s + said.end,
-        text=said.text.strip(),
-        language=said.language,
-        words=tuple(Word(w.w, at_s + w.s, at_s + w.e, w.p) for w in said.words),
-        source="recording",
-    )
+def _utterances(said: list[TranscribedSegment], leg: str, at_s: float) -> list[Segment]:
+    """Return what was said in utterances, in call time."""
+    language = said[0].language if said else None
+    words = [Word(w.w, at_s + w.s, at_s + w.e, w.p) for each in said for w in each.words]
+    return [
+        Segment(
+            segment=0,  # numbered once all legs are there, in order of time
+            leg=leg,
+            start=part[0].s,
+            end=part[-1].e,
+            text=text_of(part, language),
+            language=language,
+            words=part,
+            source="recording",
+        )
+        for part in regroup(words)
+    ]
 
 
 def _transcript(context: StepContext, heard: list[Segment]) -> Transcript:
     base = context.take_segment_block()
     ordered = sorted(heard, key=lambda each: (each.start, each.end, each.leg))
-    segments = tuple(
-        Segment(
-            base + number,
-            each.leg,
-            each.start,
-            each.end,
-            each.text,
-            each.language,
-            each.words,
-            each.source,
-        )
-        for number, each in enumerate(ordered)
-    )
+    segments = tuple(replace(each, segment=base + number) for number, each in enumerate(ordered))
     about = context.engines.attributes(_ENGINE, "name", "model", "version", "parameters")
     return Transcript(
         segments=segments,

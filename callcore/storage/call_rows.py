@@ -326,7 +326,11 @@ def end_if_idle(db: Database, call_id: str, reason: str, moment: datetime) -> bo
     )
     if busy is not None:
         return False
-    ended = {"state": CallState.ENDED, "ended_at": moment, "reason": reason}
+    # The call ended with its last audio, not when we gave up waiting for more.
+    heard = leg.select(leg.ended_at).where((leg.call == call_id) & leg.started_at.is_null(False))
+    last = db.first(heard.order_by(leg.ended_at.desc()))
+    ended_at = (last and last["ended_at"]) or moment
+    ended = {"state": CallState.ENDED, "ended_at": ended_at, "reason": reason}
     where = (call.call_id == call_id) & (call.state == CallState.LIVE)
     return db.run(call.update(**ended).where(where)) == 1
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 
-
 #: The step before all others: the recording's files are found, checked and copied.
 SETTLE = "settle"
 
@@ -138,7 +137,10 @@ class Media:
     """One file of a recording."""
 
     role: str
-    """``mixed``, ``caller``, ``agent``, ``agent-2`` ..., or ``stereo`` (left caller, right agent)."""
+    """``mixed``, a leg such as ``caller`` or ``agent-2``, or ``stereo``: caller left, agent right.
+
+    ``caller.2`` is a second stream of the same leg.
+    """
     path: str
     """Absolute path on this machine."""
     offset_s: float = 0.0

@@ -203,11 +203,13 @@ class Chain:
             other = recording_rows.find_duplicate(database, claim.audio_id, media)
             if other is not None:
                 return self._merged(claim, other, media, unneeded)
+            before = recording_rows.stored_media(database, claim.audio_id)
             offset_s = recording_rows.offset(database, claim.audio_id)
             changed = recording_rows.store(database, claim.audio_id, media, offset_s)
             outcome = self.ledger.finish(claim, None, self._needs, restart=changed)
             named = recording_rows.sources(database, claim.audio_id)
-            unneeded += {each.path for each in named} - {each.path for each in media}
+            left = {each.path for each in named} | {each.path for each in before}
+            unneeded += left - {each.path for each in media}
             unneeded += self._absorb_captures(claim.audio_id)
         return outcome
 

@@ -47,6 +47,7 @@ class Database:
         else:
             raise ConfigError("CALLCORE_DATABASE_URL", "<hidden>", "sqlite:/// or postgresql://")
         self._local = threading.local()
+        self._broken = _driver_errors() if self.is_postgres else ()
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -56,21 +57,40 @@ class Database:
     def connection(self) -> Iterator[None]:
         """Keep one connection for the queries inside."""
         with self.peewee.connection_context():
-            yield
+            if not getattr(self._local, "held", False):
+                self._revive()
+                self._local.held = True
+                try:
+                    yield
+                finally:
+                    self._local.held = False
+            else:
+                yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit what happens inside as a whole, or nothing of it; an inner one joins the outer."""
-        if getattr(self._local, "depth", 0):
+        if getattr(self._local, "in_transaction", False):
             yield
             return
         kind = () if self.is_postgres else ("IMMEDIATE",)
-        with self.peewee.connection_context(), self.peewee.atomic(*kind):
-            self._local.depth = 1
+        with self.connection(), self.peewee.atomic(*kind):
+            self._local.in_transaction = True
             try:
                 yield
             finally:
-                self._local.depth = 0
+                self._local.in_transaction = False
+
+    def _revive(self) -> None:
+        """Replace a pooled connection whose server was restarted meanwhile."""
+        if not self.is_postgres:
+            return
+        try:
+            self.peewee.execute_sql("SELECT 1")
+        except self._broken:
+            self.peewee.manual_close()
+            self.peewee.close_idle()
+            self.peewee.connect()
 
     def serialize(self, subject: int) -> None:
         """Let no other transaction that says the same number run beside this one.
@@ -155,6 +175,13 @@ def _open_sqlite(path: str) -> peewee.Database:
         check_same_thread=False,
     )
     return database
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    import psycopg
+
+    # peewee wraps the errors of the standard, and lets PostgreSQL's own through.
+    return (peewee.PeeweeException, psycopg.Error)
 
 
 def _open_postgres(url: str) -> peewee.Database:

@@ -12,6 +12,7 @@ import signal
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,9 @@ PAUSE_S = 0.2
 UNFINISHED = (".part", ".tmp", ".temp", ".filepart", ".crdownload", ".swp", "~")
 #: A time stamp further ahead than this comes from a wrong clock and says nothing, in seconds.
 _FUTURE_S = 60.0
-#: Seconds after which the folder is looked for again when it cannot be read.
+#: Seconds that the observer gets to stop; its threads end with the process.
+_STOP_S = 5.0
+#: Seconds after which a scan that failed is tried again.
 _RETRY_S = 5.0
 
 _OBSERVED = ("created", "closed", "moved", "deleted")
@@ -200,12 +203,12 @@ class Watch:
                 self._hinted.wait(min(self._rescan_s, wait_s))
                 # A thousand files that come at once are one scan or two, not a thousand.
                 self._stopped.wait(PAUSE_S)
-                if observer is None or not observer.is_alive():
+                if observer is not None and not observer.is_alive():
                     observer = self._observe()
         finally:
             if observer is not None:
                 observer.stop()
-                observer.join()
+                observer.join(timeout=_STOP_S)
 
     def _scan(self) -> float:
         """Scan and return the seconds until the next scan is worth it."""
@@ -238,6 +241,8 @@ def serve(settings: Settings) -> int:
     Raises:
         CallcoreError: If the database is not migrated.
     """
+    # watchdog 7 warns, with the paths in it, when folders are made faster than it can look.
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
     storage = Storage(settings.database_url)
     waker = Waker(settings)
     try:

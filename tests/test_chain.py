@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import shutil
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -264,14 +263,15 @@ class TestCompleteness:
         path = write_wav(spool / f"{ID}.wav", seconds=1.0)
         audio_id = accept(works, path)
         works.run()
-        write_wav(path, seconds=3.0)
+        write_wav(path, seconds=3.0, num_channels=2)
         assert accept(works, path, renewed=True) == audio_id
         works.run()
         assert stored(works, audio_id).duration_s == 3.0
-        assert len(works.engines.calls) == 2
+        assert [name.rpartition("/")[2] for name in works.files()] == ["stereo.wav"]
+        assert len(works.engines.calls) == 3
         assert accept(works, path, renewed=True) == audio_id
         works.run()
-        assert len(works.engines.calls) == 2  # nothing had changed
+        assert len(works.engines.calls) == 3  # nothing had changed
 
 
 class TestUnreadable:
@@ -407,7 +407,6 @@ class TestFailures:
         def broken(*_: object) -> None:
             raise ValueError("the caller said 4711")
 
-        monkeypatch.setattr(shutil, "rmtree", broken)
         monkeypatch.setattr(settling, "settle", broken)
         audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
         works.run()

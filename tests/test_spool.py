@@ -223,6 +223,8 @@ class TestScans:
         assert len(woken) == 300
 
 
+# watchdog 7 warns in its own thread when folders are made faster than it can look.
+@pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
 class TestWatching:
     @pytest.fixture
     def watched(self, works: Works, folder: Path, woken: list[str]) -> Iterator[Works]:

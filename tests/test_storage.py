@@ -19,6 +19,7 @@ from callcore.errors import CallcoreError, ConfigError, NotFound, Refused
 from callcore.results import Segment, Word
 from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
+from tests.support.postgres import shared
 
 __all__ = ["clock", "database_url", "storage"]
 
@@ -357,3 +358,18 @@ class TestTransactions:
         with ThreadPoolExecutor(16) as pool:
             assert all(pool.map(write, range(64)))
         assert len(storage.live_calls()) == 64
+
+    @pytest.mark.postgres
+    def test_a_restarted_server_is_connected_to_again(self, clock: Clock) -> None:
+        server = shared()
+        url = server.create_database()
+        storage = Storage(url, clock=clock)
+        storage.migrate()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: storage.add_unregistered_leg(new_uuid(), "d"), range(8)))
+        server.disconnect(url)
+        assert len(storage.live_calls()) == 8
+        server.disconnect(url)
+        storage.add_unregistered_leg(new_uuid(), "d")
+        storage.close()
+        server.drop_database(url)

@@ -124,7 +124,17 @@ def children(worker: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 
 
 @pytest.fixture
-def house(stopped_valkey: Valkey, database_url: str) -> Iterator[House]:
+def house(stopped_valkey: Valkey) -> Iterator[House]:
+    """A house on SQLite."""
+    stopped_valkey.start()
+    made = House(stopped_valkey, f"sqlite:///{stopped_valkey.folder / 'callcore.db'}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def any_house(stopped_valkey: Valkey, database_url: str) -> Iterator[House]:
+    """A house on either database: for what the database decides."""
     stopped_valkey.start()
     made = House(stopped_valkey, database_url)
     yield made
@@ -144,19 +154,19 @@ def test_a_recording_goes_all_the_way(house: House) -> None:
         assert len(events) == 5
 
 
-def test_a_killed_worker_mid_step_costs_a_lease_and_nothing_else(house: House) -> None:
-    house.hold()
-    first = house.start_worker()
-    audio_id = house.accept(1)
-    house.wait_for(lambda: house.num_starts() == 1)
+def test_a_killed_worker_mid_step_costs_a_lease_and_nothing_else(any_house: House) -> None:
+    any_house.hold()
+    first = any_house.start_worker()
+    audio_id = any_house.accept(1)
+    any_house.wait_for(lambda: any_house.num_starts() == 1)
     kill_group(first)
-    second = house.start_worker()
-    house.wait_for(lambda: house.num_starts() == 2)
-    step = house.storage.steps(audio_id)[1]
+    second = any_house.start_worker()
+    any_house.wait_for(lambda: any_house.num_starts() == 2)
+    step = any_house.storage.steps(audio_id)[1]
     assert (step.status, step.attempts) == ("running", 2)
-    house.go_on()
-    house.wait_for(lambda: house.is_done(audio_id))
-    assert len(read(house.storage, audio_id)["segments"]) == 1
+    any_house.go_on()
+    any_house.wait_for(lambda: any_house.is_done(audio_id))
+    assert len(read(any_house.storage, audio_id)["segments"]) == 1
     assert second.poll() is None
 
 
@@ -207,6 +217,20 @@ def test_worker_processes_end_with_their_runner(house: House) -> None:
     assert not alive
 
 
+def test_a_long_transcription_holds_up_no_settling(house: House) -> None:
+    house.hold()
+    house.start_worker()
+    recordings = [house.accept(number) for number in range(4)]
+    house.wait_for(
+        lambda: all(house.storage.steps(each)[0].status == "done" for each in recordings)
+    )
+    house.wait_for(lambda: house.num_starts() == 1)
+    running = [house.storage.steps(each)[1].status for each in recordings]
+    assert running.count("running") == 1
+    house.go_on()
+    house.wait_for(lambda: all(map(house.is_done, recordings)))
+
+
 def test_a_message_that_was_never_sent_is_made_up_for(house: House) -> None:
     house.start_worker()
     audio_id = house.accept(1, wake=False)
@@ -238,28 +262,28 @@ def test_a_broker_that_is_away_delays_and_loses_nothing(house: House) -> None:
     assert house.num_starts() == 5
 
 
-def test_chaos_loses_nothing_and_doubles_nothing(house: House) -> None:
+def test_chaos_loses_nothing_and_doubles_nothing(any_house: House) -> None:
     """R1 in small: workers and broker are killed while recordings keep coming."""
     chance = random.Random(7)
-    workers = [house.start_worker(), house.start_worker()]
+    workers = [any_house.start_worker(), any_house.start_worker()]
     recordings = []
     for number in range(40):
-        recordings.append(house.accept(number, wake=chance.random() < 0.8))
+        recordings.append(any_house.accept(number, wake=chance.random() < 0.8))
         if number % 8 == 7:
             at = chance.randrange(2)
             kill_group(workers[at])
-            workers[at] = house.start_worker()
+            workers[at] = any_house.start_worker()
         if number % 20 == 10:
-            house.valkey.kill()
-            house.valkey.start()
+            any_house.valkey.kill()
+            any_house.valkey.start()
         if number == 25:
-            with redis.Redis.from_url(house.valkey.url) as client:
+            with redis.Redis.from_url(any_house.valkey.url) as client:
                 client.flushall()
         if number % 8 == 3:  # the kills hit workers that have begun
-            house.wait_for(lambda begun=number // 2: house.num_starts() >= begun)  # type: ignore[misc]
-    house.wait_for(lambda: all(map(house.is_done, recordings)))
+            any_house.wait_for(lambda begun=number // 2: any_house.num_starts() >= begun)  # type: ignore[misc]
+    any_house.wait_for(lambda: all(map(any_house.is_done, recordings)))
     for audio_id in recordings:
-        made = read(house.storage, audio_id)
+        made = read(any_house.storage, audio_id)
         assert made["status"] == "completed"
         assert len(made["segments"]) == 1
-    assert len(house.storage.recordings(None, 100)[0]) == 40
+    assert len(any_house.storage.recordings(None, 100)[0]) == 40

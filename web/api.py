@@ -136,27 +136,28 @@ async def upload(request: Request) -> Response:
     site = site_of(request)
     folder = site.settings.audio_dir / "uploads"
     received = await uploads.receive(request, folder, site.settings.upload_max_mb * 1_000_000)
-    try:
-        accepted = await run_in_threadpool(_accept, site, received)
-    except BaseException:
-        # Nothing is on record that would name the file.
-        received.path.unlink(missing_ok=True)
-        raise
+    accepted = await run_in_threadpool(_accept, site, received)
     return JSONResponse(accepted, 202 if accepted.pop("created") else 200)
 
 
 def _accept(site: Site, received: uploads.Upload) -> dict[str, Any]:
-    if not received.size_bytes:
-        raise ApiError(400, "empty-file", "the file is empty", "file")
     media = Media("mixed", str(received.path), sha256=received.sha256)
-    accepted = intake.accept_recording(
-        site.storage,
-        site.settings,
-        _facts(received.fields),
-        "upload",
-        [media],
-        original_name=received.name or None,
-    )
+    try:
+        if not received.size_bytes:
+            raise ApiError(400, "empty-file", "the file is empty", "file")
+        accepted = intake.accept_recording(
+            site.storage,
+            site.settings,
+            _facts(received.fields),
+            "upload",
+            [media],
+            original_name=received.name or None,
+        )
+    except BaseException:
+        # Nothing is on record that would name the file. Here in the thread, which runs on when
+        # the sender hangs up: what is on record keeps its file.
+        received.path.unlink(missing_ok=True)
+        raise
     if accepted.wake:
         site.waker.wake("settle", accepted.audio_id)
     current = _status(site.storage, accepted.audio_id)

@@ -4,15 +4,15 @@ import os
 import sys
 from typing import Any
 
-from callcore import jobs, settings
+from callcore import settings
 from callcore.errors import ConfigError
 
 #: Milliseconds for steps to end after SIGTERM; what still runs then is taken over by its lease.
 _SHUTDOWN_MS = 10_000
 
-#: Dramatiq reads these when it is imported. One message at a time and queue: with more, a short
-#: job waits behind a long one beside an idle process. Looks for work and for a broker that came
-#: back every fraction of a second.
+#: Dramatiq reads these when it is imported, so nothing above may import it. One message at a time
+#: and queue: with more, a short job waits behind a long one beside an idle process. It looks for
+#: work, and for a broker that came back, every fraction of a second.
 _ENVIRONMENT = {
     "dramatiq_queue_prefetch": "1",
     "dramatiq_worker_timeout": "100",
@@ -29,6 +29,8 @@ def main() -> int:
         return 2
     os.environ.update(_ENVIRONMENT)
     from dramatiq import cli
+
+    from callcore import jobs
 
     # One thread a queue at least: a long transcription must not keep files from being settled.
     threads = max(site.worker_threads, len(jobs.QUEUES))

@@ -107,8 +107,7 @@ def _audiosocket(arguments: argparse.Namespace, settings: Settings) -> int:
 def _spool(arguments: argparse.Namespace, settings: Settings) -> int:
     from callcore.spool import serve
 
-    serve(settings)
-    return 0
+    return serve(settings)
 
 
 def _broker(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -131,6 +131,14 @@ class Server:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return self.url(name)
 
+    def disconnect(self, url: str) -> None:
+        """End all connections to a database, as a restart of the server does."""
+        import psycopg
+
+        query = b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(query, (url.partition("@/")[2].partition("?")[0],))
+
     def drop_database(self, url: str) -> None:
         """Remove a database, whoever is connected to it."""
         import psycopg

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from callcore import settings
+from callcore import settings, tables
 from callcore.audio import WavWriter
 from callcore.bus import MemoryBus
 from callcore.calls import SETTLE
 from callcore.chain import Chain
 from callcore.engines import TranscribedSegment
 from callcore.errors import EngineError
+from callcore.ledger import _is_due
 from callcore.results import Word
 from callcore.settings import Settings
 from callcore.storage import Storage
@@ -111,19 +112,14 @@ class Works:
 
     def run(self) -> None:
         """Run everything that is due now, and what that releases."""
-        tables = self.storage.database
         while due := self._due():
             for audio_id, step in due:
                 if step == SETTLE:
                     self.chain.settle(audio_id)
                 else:
                     self.chain.run_step(step, audio_id)
-            assert tables is self.storage.database
 
     def _due(self) -> list[tuple[str, str]]:
-        from callcore import tables
-        from callcore.ledger import _is_due
-
         query = tables.Job.select().where(_is_due(self.storage.clock()))
         return [(row["recording"], row["step"]) for row in self.storage.database.all(query)]
 

@@ -89,7 +89,9 @@ if (audio) {
   });
 
   const asked = Number(new URLSearchParams(location.search).get("t"));
-  if (asked) audio.addEventListener("loadedmetadata", () => seek(asked), { once: true });
+  // The player may have been quicker than this script.
+  if (asked && audio.readyState >= HTMLMediaElement.HAVE_METADATA) seek(asked);
+  else if (asked) audio.addEventListener("loadedmetadata", () => seek(asked), { once: true });
 }
 
 // On a narrow screen the words come first.

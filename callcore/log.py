@@ -7,13 +7,19 @@ said, their numbers and their names never reach a log.
 import contextvars
 import json
 import logging
+import queue
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
 _call: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("call", default=None)
+#: Lines that wait for a reader, about 2 MB, before further ones are dropped.
+_MAX_WAITING_LINES = 10_000
+#: Seconds that the last lines get to be written.
+_FINISH_S = 1.0
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -72,6 +78,65 @@ class JsonFormatter(logging.Formatter):
 def _one_line(value: object) -> str:
     """Return the value so that it cannot start a log line of its own."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+
+
+class _BackgroundHandler(logging.Handler):
+    """Formats at once and writes in a thread; drops and counts lines that nobody takes."""
+
+    def __init__(self, target: "logging.StreamHandler[TextIO]") -> None:
+        super().__init__()
+        self.setFormatter(target.formatter)
+        self._target = target
+        self._lines: queue.Queue[str | None] = queue.Queue(_MAX_WAITING_LINES)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line; never waits."""
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._dropped += 1
+
+    def finish(self) -> None:
+        """Write what waits, for at most ``_FINISH_S`` seconds."""
+        try:
+            self._lines.put(None, timeout=_FINISH_S)
+        except queue.Full:
+            return  # nobody reads: the lines are lost with the process
+        self._thread.join(_FINISH_S)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            try:
+                self._target.stream.write(f"{line}\n")
+                if dropped:
+                    self._target.stream.write(f"{dropped} log lines dropped: nobody read them\n")
+                self._target.flush()
+            except (OSError, ValueError):
+                continue  # the reader is gone; those who log go on
+
+
+@contextmanager
+def in_background() -> Iterator[None]:
+    """Write log lines in a thread while the context lasts.
+
+    A terminal that is paused or a log collector that hangs then never stops the event loop that
+    logs, and with it every call.
+    """
+    root = logging.getLogger()
+    before = root.handlers[:]
+    [target] = before
+    assert isinstance(target, logging.StreamHandler)
+    background = _BackgroundHandler(target)
+    root.handlers[:] = [background]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        background.finish()
 
 
 def configure(level: str, style: str, stream: TextIO | None = None) -> None:

@@ -123,21 +123,36 @@ class Supervisor:
         delay = RESTART_DELAYS_S[0]
         while not self._stop.is_set():
             started = loop.time()
-            process, lines = await self._spawn(entry)
-            self._processes[entry.name] = process
-            pump = asyncio.create_task(self._pump(entry.name, lines))
-            code = await process.wait()
-            # What the child itself started must not outlive it: it would hold ports and locks.
-            _signal_group(process.pid, signal.SIGKILL)
-            await pump
+            try:
+                ending = f"ended with {await self._run_once(entry)}"
+            except OSError as error:  # no more processes or files: that may pass
+                ending = f"cannot start ({error.strerror})"
             if self._stop.is_set():
                 return
             self.restarts[entry.name] += 1
             delay = delay if loop.time() - started < STEADY_S else RESTART_DELAYS_S[0]
-            self._write_line(entry.name, f"ended with {code}; starts again in {delay:g} s")
+            self._tell(entry.name, f"{ending}; starts again in {delay:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), delay)
             delay = min(delay * 2, RESTART_DELAYS_S[1])
+
+    async def _run_once(self, entry: Entry) -> int:
+        """Run a child to its end and return its exit code."""
+        process, lines = await self._spawn(entry)
+        self._processes[entry.name] = process
+        if self._stop.is_set():  # asked between the fork and the line above
+            self._signal(entry.name, signal.SIGTERM)
+        pump = asyncio.create_task(self._pump(entry.name, lines))
+        code = await process.wait()
+        # What the child itself started must not outlive it: it would hold ports and locks.
+        _signal_group(process.pid, signal.SIGKILL)
+        await pump
+        return code
+
+    def _tell(self, name: str, line: str) -> None:
+        # Nobody may be reading any more (`callcore up | head`): the children go on.
+        with contextlib.suppress(OSError):
+            self._write_line(name, line)
 
     async def _spawn(self, entry: Entry) -> tuple[asyncio.subprocess.Process, BinaryIO]:
         # A pipe of our own: asyncio's would make wait() last until the child's children close it.
@@ -154,6 +169,9 @@ class Supervisor:
                 process_group=0,
                 preexec_fn=_die_with_parent,
             )
+        except BaseException:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
         return process, os.fdopen(read_end, "rb", 0)
@@ -172,7 +190,7 @@ class Supervisor:
                     continue
                 if not line:
                     return
-                self._write_line(name, line.decode("utf-8", "replace").rstrip("\n"))
+                self._tell(name, line.decode("utf-8", "replace").rstrip("\n"))
         finally:
             transport.close()
 

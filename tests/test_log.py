@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -55,3 +56,32 @@ def test_contexts_nest_and_end(stream: io.StringIO) -> None:
     inner, outer = stream.getvalue().splitlines()
     assert inner.endswith("call_id=1 leg=agent inner")
     assert outer.endswith("call_id=1 outer")
+
+
+def test_a_reader_that_stalls_never_stalls_who_logs(stream: io.StringIO) -> None:
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as pipe, os.fdopen(read_end, "rb") as reader:
+        log.configure("INFO", "text", pipe)
+        with log.in_background(), log.call_context(call_id="1"):
+            for number in range(2_000):  # a pipe holds about 560 such lines, and nobody reads
+                logging.getLogger("x").info("padding " * 15, extra={"n": number})
+            heard = b""
+            while b"n=1999" not in heard:
+                heard += reader.read1()
+    assert heard.count(b"call_id=1") == 2_000
+
+
+def test_lines_that_nobody_takes_are_dropped_and_counted(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_MAX_WAITING_LINES", 10)
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as pipe, os.fdopen(read_end, "rb") as reader:
+        log.configure("INFO", "text", pipe)
+        with log.in_background():
+            for _ in range(2_000):
+                logging.getLogger("x").info("padding " * 15)
+            heard = b""
+            while b"log lines dropped" not in heard:
+                heard += reader.read1()
+    assert heard.count(b"padding padding") < 2_000 * 15

@@ -137,3 +137,55 @@ async def test_what_a_dead_child_started_does_not_outlive_it(tmp_path: Path) -> 
     supervisor.stop()
     async with asyncio.timeout(20):
         await running
+
+
+async def test_a_child_is_restarted_even_where_nobody_reads_its_lines(tmp_path: Path) -> None:
+    restarted = asyncio.Event()
+
+    def write_line(name: str, line: str) -> None:
+        if "ended with" in line:
+            restarted.set()
+        raise BrokenPipeError
+
+    entries = [_script(tmp_path, "one", "print('up')\n")]
+    supervisor = Supervisor(entries, os.environ, write_line)
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(20):
+        await restarted.wait()
+    assert supervisor.restarts["one"] >= 1
+    supervisor.stop()
+    async with asyncio.timeout(20):
+        await running
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines()
+    supervisor = Supervisor([_script(tmp_path, "one", WAITS)], os.environ, lines.write)
+    spawn = asyncio.create_subprocess_exec
+    refused: list[str] = []
+
+    async def refuse_once(*arguments: object, **options: object) -> object:
+        if not refused:
+            refused.append("once")
+            raise OSError(24, "Too many open files")
+        return await spawn(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    running = asyncio.create_task(supervisor.run())
+    await lines.wait_for("one", "cannot start (Too many open files)")
+    await lines.wait_for("one", "pid")
+    supervisor.stop()
+    async with asyncio.timeout(20):
+        await running
+
+
+async def test_a_stop_in_the_moment_of_a_start_reaches_the_child(tmp_path: Path) -> None:
+    supervisor = Supervisor([_script(tmp_path, "one", WAITS)], os.environ, lambda *_: None)
+    running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0)  # the child is being started, and nobody knows it yet
+    supervisor.stop()
+    async with asyncio.timeout(20):
+        await running
+    assert supervisor.pid("one") is None

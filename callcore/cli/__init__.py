@@ -100,7 +100,8 @@ def _audiosocket(arguments: argparse.Namespace, settings: Settings) -> int:
 
     from callcore.audiosocket_server import serve
 
-    uvloop.run(serve(settings))
+    with log.in_background():
+        uvloop.run(serve(settings))
     return 0
 
 

@@ -3,6 +3,7 @@
 Exit code 0: all is well (warnings included), 1: something must be mended.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -128,17 +129,15 @@ def _models(settings: Settings) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     kind = settings.database_url.partition(":")[0]
-    storage = Storage(settings.database_url)
     try:
-        storage.check_migrated()
+        with contextlib.closing(Storage(settings.database_url)) as storage:
+            storage.check_migrated()
     except CallcoreError as error:
         return Finding("database", "failed", str(error), "run `callcore migrate`")
     except Exception as error:  # any driver's own error: the database cannot be used
         reason = type(error).__name__
         remedy = "check CALLCORE_DATABASE_URL, and that the server runs and lets this user in"
         return Finding("database", "failed", f"{kind} cannot be opened ({reason})", remedy)
-    finally:
-        storage.close()
     return Finding("database", "ok", f"{kind}, migrated")
 
 

@@ -59,6 +59,8 @@ def _name(text: str) -> str:
 
 
 def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("a path")
     return Path(text).expanduser().absolute()
 
 
@@ -403,6 +405,12 @@ def load(environ: Mapping[str, str]) -> Settings:
             "CALLCORE_WEB_BIND",
             settings.web_bind,
             "a loopback address, because CALLCORE_TOKEN is not set",
+        )
+    audio, spool = settings.audio_dir.resolve(), settings.spool_dir.resolve()
+    if audio == spool or audio in spool.parents or spool in audio.parents:
+        # Files below the audio folder are callcore's to delete, those of the spool are the PBX's.
+        raise ConfigError(
+            "CALLCORE_AUDIO_DIR", audio, "a folder neither inside nor around CALLCORE_SPOOL_DIR"
         )
     return settings
 

@@ -32,6 +32,7 @@ def test_defaults_run_on_one_machine_with_no_server() -> None:
         ("CALLCORE_LANGUAGE", "English", "language code"),
         ("CALLCORE_TRANSCRIBER", "whisper", "module:attribute"),
         ("CALLCORE_PBX", "../x", "letters"),
+        ("CALLCORE_SPOOL_DIR", "", "a path"),
         ("CALLCORE_TYPO", "1", "a setting of README's table"),
     ],
 )
@@ -48,6 +49,12 @@ def test_the_web_listens_on_loopback_only_without_a_token() -> None:
         load({"CALLCORE_WEB_BIND": "0.0.0.0:8000"})
     settings = load({"CALLCORE_WEB_BIND": "0.0.0.0:8000", "CALLCORE_TOKEN": "s3cret"})
     assert settings.web_bind.port == 8000
+
+
+@pytest.mark.parametrize(("audio", "spool"), [("/a", "/a"), ("/a/b", "/a"), ("/a", "/a/b")])
+def test_the_files_of_the_pbx_and_ours_are_never_in_one_folder(audio: str, spool: str) -> None:
+    with pytest.raises(ConfigError, match="neither inside nor around"):
+        load({"CALLCORE_AUDIO_DIR": audio, "CALLCORE_SPOOL_DIR": spool})
 
 
 def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:

@@ -557,3 +557,17 @@ async def test_slow_storage_does_not_stop_the_loop(
     assert (await client.get("/live")).status_code == 200
     release.set()
     assert (await request).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/audio/?before=MDAwMS0wMS0wMVQwMDowMDowMCsxNDowMCB4",  # year 1, east of Greenwich
+        "/api/audio/?before=MjAyNi0wMS0wMVQwMDowMDowMCswMDowMCAA",  # an id with a NUL
+        "/api/calls/a%00b/",
+    ],
+)
+async def test_what_no_database_can_look_for_is_a_bad_request(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    assert (await client.get(path)).status_code == 400

@@ -65,6 +65,7 @@ def make_server(settings: Settings, **parts: object) -> Server:
 
 def main() -> int:
     """Serve; return the exit status: 1 if the address is taken, 2 for a wrong setting."""
+    os.umask(0o077)  # what callers say is for nobody else on this machine
     try:
         settings = load(os.environ)
         listener = _listen(settings)

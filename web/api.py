@@ -59,7 +59,9 @@ async def live_calls(request: Request) -> Response:
 
 async def call(request: Request) -> Response:
     """``GET /api/calls/<any id of it>/``: all that is known of a call so far."""
-    return JSONResponse(await call_state(site_of(request), request.path_params["call_id"]))
+    state = await call_state(site_of(request), request.path_params["call_id"])
+    # An hour of words is a megabyte: too long to be encoded beside the streams of events.
+    return await run_in_threadpool(JSONResponse, state)
 
 
 async def lobby_state(site: Site) -> dict[str, Any]:
@@ -192,9 +194,8 @@ def _recordings(storage: Storage, before: str | None) -> dict[str, Any]:
 async def document_of(request: Request) -> Response:
     """``GET /api/audio/<id>/``: everything that is known of a recording."""
     storage = site_of(request).storage
-    return JSONResponse(
-        await run_in_threadpool(document.read, storage, request.path_params["audio_id"])
-    )
+    audio_id = request.path_params["audio_id"]
+    return await run_in_threadpool(lambda: JSONResponse(document.read(storage, audio_id)))
 
 
 async def media(request: Request) -> Response:
@@ -321,7 +322,7 @@ def _facts(given: Mapping[str, Any]) -> CallFacts:
     for name, value in given.items():
         if name not in _FACTS:
             known = ", ".join(_FACTS)
-            raise ApiError(400, "unknown-field", f"expected only {known}", name[:80])
+            raise ApiError(400, "unknown-field", f"expected only {known}", ascii(name[:80])[1:-1])
         if value is None or value == "":
             continue
         if not isinstance(value, str):

@@ -168,6 +168,8 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         path: str = scope["path"]
+        if "\x00" in path:  # no id has one, and PostgreSQL takes none
+            raise ApiError(400, "bad-path", "a path holds no NUL character")
         if self._sessions is None:
             self._require_loopback(headers)
         elif self._has_bearer(headers, self._sessions):

@@ -78,6 +78,16 @@ async def call(request: Request) -> Response:
     asked = request.query_params.get("audio")
     shown = _shown(state["recordings"], asked)
     transcript = await run_in_threadpool(_transcript, site.storage, state, shown)
+    # An hour of words takes a quarter of a second to render: not beside the streams of events.
+    return await run_in_threadpool(_call_page, request, state, shown, transcript)
+
+
+def _call_page(
+    request: Request,
+    state: dict[str, Any],
+    shown: dict[str, Any] | None,
+    transcript: dict[str, Any],
+) -> Response:
     is_stored = shown is not None and shown["state"] == RecordingState.STORED
     recordings = state["recordings"]
     is_complete = state["state"] != "live" and all(r["status"] in _COMPLETE for r in recordings)

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import peewee
+
 from callcore import __version__, log
 from callcore.errors import CallcoreError, ConfigError
 from callcore.settings import Address, Settings, load, parse_address
@@ -21,6 +23,8 @@ Command = Callable[[argparse.Namespace, Settings], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = _parser().parse_args(argv)
+    # What callers say is for nobody else on this machine.
+    os.umask(0o077)
     try:
         settings = load(os.environ)
         log.configure(settings.log_level, settings.log_format)
@@ -31,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except CallcoreError as error:
         print(f"callcore: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"callcore: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except peewee.PeeweeException as error:
+        # Its text may hold an address with a password, or a row with what somebody said.
+        reason = type(error).__name__
+        print(f"callcore: the database does not work ({reason}); is it up, and is", file=sys.stderr)
+        print("CALLCORE_DATABASE_URL right? `callcore doctor` looks at it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -34,8 +34,11 @@ def prepare(settings: Settings) -> None:
     ):
         if not is_free(address):
             raise ConfigError(variable, address, "an address that no other program listens on")
-    for folder in (settings.state_dir, settings.audio_dir, settings.spool_dir):
+    for folder in (settings.state_dir, settings.audio_dir):
         folder.mkdir(parents=True, exist_ok=True)
+    if not settings.spool_dir.exists():
+        settings.spool_dir.mkdir(parents=True)
+        settings.spool_dir.chmod(0o770)  # the PBX writes here, as a member of our group
     missing = model_store.missing(settings.models_dir, model_store.used(settings))
     if missing:
         model_store.pull(settings.models_dir, missing)

@@ -8,7 +8,7 @@ used by many threads and many processes at once, and never on an event loop.
 import base64
 import binascii
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +340,8 @@ def _read_cursor(text: str) -> tuple[datetime, str]:
     try:
         padded = text.encode() + b"=" * (-len(text) % 4)
         moment, _, key = base64.urlsafe_b64decode(padded).decode().partition(" ")
-        return datetime.fromisoformat(moment), key
-    except (ValueError, binascii.Error):
+        if "\x00" in key:
+            raise ValueError(key)
+        return datetime.fromisoformat(moment).astimezone(UTC), key
+    except (ValueError, OverflowError, binascii.Error):
         raise Refused("bad-cursor", "this is no cursor of a page", "before") from None

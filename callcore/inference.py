@@ -10,7 +10,8 @@ A message is pickled with its arrays out of band::
 
     u32 number of parts | u64 length of each part | the parts: the pickle, then the raw arrays
 
-Parent to child: ``(id, engine, method, arguments)``, or ``(id, None, ...)`` to stop stream ``id``.
+The parent's first message is ``(engines, nice, log level, log style)``.
+Parent to child: ``(id, engine, method, arguments)``, or ``(id, None)`` to stop stream ``id``.
 Child to parent: ``(id, kind, value)``, kind one of ``value``, ``item``, ``end``, ``error``.
 """
 
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,15 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import callcore
+from callcore import log
 from callcore.engines import load
 from callcore.errors import CallcoreError, EngineError
 
 logger = logging.getLogger(__name__)
 
-#: Waits (s) between a child's death and the next start; the last one repeats. A child that lived
-#: longer than ``_STEADY_S`` starts the row again.
-_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-_STEADY_S = 10.0
+#: Waits (s) between a child's death and the next start, by how many before it in a row died
+#: without answering anything; the last one repeats.
+_BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 #: How long a child may take to end by itself when the parent closes.
 _CLOSE_S = 2.0
@@ -297,42 +299,42 @@ class InferenceProcess:
     def _supervise(self) -> None:
         failures = 0
         while True:
-            started = time.monotonic()
-            self._run_child()
+            failures = 0 if self._run_child() else failures + 1
             if self._closing.is_set() or not self._restart:
                 break
-            failures = 0 if time.monotonic() - started > _STEADY_S else failures + 1
-            self._closing.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
-            if self._closing.is_set():
+            if not self._spawn_again(failures):
                 break
+        self._give_up("it is closed" if self._closing.is_set() else "its process has ended")
+
+    def _spawn_again(self, failures: int) -> bool:
+        """Start the next child after a wait, however often that takes; False when closing."""
+        while not self._closing.wait(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]):
             try:
                 self._spawn()
             except EngineError:
+                # Short of memory or processes: that may pass.
                 logger.exception("inference process cannot be started")
-                break
-            self.restarts += 1
-        self._give_up("it is closed" if self._closing.is_set() else "its process has ended")
+                failures += 1
+            else:
+                self.restarts += 1
+                return True
+        return False
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "callcore.inference", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=_child_environment(),
-                )
-        except OSError as error:
-            ours.close()
+            ours, child = _start_child()
+        except OSError as error:  # no more files, memory or processes
             raise EngineError("inference", f"its process cannot be started: {error}") from error
         with self._lock:
             self._socket, self._child = ours, child
             self.pid = child.pid
+            if self._closing.is_set():  # close() came meanwhile and found nothing to end
+                child.kill()
         logger.info("inference process started", extra={"pid": child.pid})
 
-    def _run_child(self) -> None:
-        """Serve the present child until it is dead and reaped."""
+    def _run_child(self) -> bool:
+        """Serve the present child until it is dead and reaped; return whether it ever answered."""
+        answered = False
         sock, child, outbox = self._socket, self._child, self._outbox
         assert sock is not None
         assert child is not None
@@ -344,6 +346,7 @@ class InferenceProcess:
         try:
             while True:
                 self._answer(*wire.receive())
+                answered = True
         except EOFError:
             pass
         except Exception:
@@ -359,6 +362,7 @@ class InferenceProcess:
         writer.join()
         if not self._closing.is_set():
             logger.warning("inference process died", extra={"pid": child.pid, "code": code})
+        return answered
 
     def _detach(self, outbox: "queue.SimpleQueue[tuple[Any, ...] | None]") -> None:
         """Fail what the child of this outbox had; what is called from now on is for the next."""
@@ -373,7 +377,7 @@ class InferenceProcess:
 
     def _write(self, wire: _Wire, outbox: "queue.SimpleQueue[tuple[Any, ...] | None]") -> None:
         with contextlib.suppress(OSError):
-            wire.send((self.engines, self._nice))
+            wire.send((self.engines, self._nice, *_log_style()))
             while (message := outbox.get()) is not None:
                 try:
                     wire.send(message)
@@ -397,6 +401,28 @@ class InferenceProcess:
             lost, self._waiting = self._waiting, {}
         for request in lost.values():
             request.answer("error", EngineError(request.engine, reason))
+
+
+def _log_style() -> tuple[str, str]:
+    """Return level and style of our own log, for the child's."""
+    root = logging.getLogger()
+    is_json = any(isinstance(each.formatter, log.JsonFormatter) for each in root.handlers)
+    return logging.getLevelName(root.getEffectiveLevel()), "json" if is_json else "text"
+
+
+def _start_child() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            return ours, subprocess.Popen(
+                [sys.executable, "-m", "callcore.inference", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=_child_environment(),
+            )
+    except OSError:
+        ours.close()
+        raise
 
 
 def _child_environment() -> dict[str, str]:
@@ -437,7 +463,16 @@ class _Host:
             try:
                 serve(self._engine.result())
             except Exception as error:
-                logger.warning("engine failed", extra={"engine": self._spec.path}, exc_info=True)
+                # Without the exception's text: it may repeat what the engine was working on.
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                logger.warning(
+                    "engine failed",
+                    extra={
+                        "engine": self._spec.path,
+                        "error": type(error).__name__,
+                        "at": f"{Path(where.filename).name}:{where.lineno}",
+                    },
+                )
                 failed(error)
 
         self._pool.submit(run)
@@ -513,7 +548,8 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     wire = _Wire(socket.socket(fileno=fd))
     try:
-        engines, nice = wire.receive()
+        engines, nice, *log_style = wire.receive()
+        log.configure(*log_style)
         os.nice(nice)
         child = _Child(wire, engines)
         while True:
@@ -527,5 +563,4 @@ if __name__ == "__main__":
     # ``__main__`` is not ``callcore.inference``: what is pickled must be of the latter.
     from callcore import inference
 
-    logging.basicConfig(level="WARNING", format="%(levelname)s[inference] %(message)s")
     inference.main(int(sys.argv[1]))

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from callcore import inference
 from callcore.errors import EngineError
 from callcore.inference import EngineSpec, InferenceProcess
 from tests.support.recognition import wait_for
@@ -296,3 +298,44 @@ def test_the_child_dies_with_its_parent_even_in_the_middle_of_a_call(tmp_path):
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until
         threading.Event().wait(0.01)
+
+
+def test_a_moment_without_free_descriptors_is_survived(monkeypatch):
+    """A failing socketpair once ended the supervisor: no child came again, and callers hung."""
+    refused = threading.Event()
+    pair = socket.socketpair
+
+    def refuse_once():
+        if not refused.is_set():
+            refused.set()
+            raise OSError(24, "Too many open files")
+        return pair()
+
+    with InferenceProcess({"echo": ECHO}) as process:
+        assert result(process.call("echo", "same", 1)) == 1
+        monkeypatch.setattr(inference.socket, "socketpair", refuse_once)
+        process.kill()
+        assert result(process.call("echo", "same", 2)) == 2
+        assert refused.is_set()
+
+
+def test_closing_while_the_next_child_starts_does_not_hang(monkeypatch):
+    starting, go_on = threading.Event(), threading.Event()
+    start = inference._start_child
+
+    def start_slowly():
+        starting.set()
+        go_on.wait(PATIENCE_S)
+        return start()
+
+    process = InferenceProcess({"echo": ECHO})
+    process.start()
+    assert result(process.call("echo", "same", 1)) == 1
+    monkeypatch.setattr(inference, "_start_child", start_slowly)
+    process.kill()
+    assert starting.wait(PATIENCE_S)
+    closing = threading.Thread(target=process.close)
+    closing.start()
+    go_on.set()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()

@@ -144,8 +144,16 @@ class RecognizerConfig:
     """Words this late are ``behind`` ..."""
     caught_up_s: float = 1.0
     """... until they are no later than this."""
-    stalled_s: float = 30.0
-    """Seconds of the clock without an answer after which the inference process is replaced."""
+    stalled_s: float = 15.0
+    """Seconds of the clock without an answer after which the inference process is replaced.
+
+    With the longest utterance it must fit into a leg's ring: where nothing is captured, what has
+    left the ring meanwhile is lost.
+    """
+    loading_s: float = 120.0
+    """The same for the first answer of a process, which has to load its models."""
+    given_up_s: float = 60.0
+    """Seconds after which a leg that has ended waits no more, if no engine answers at all."""
     max_attempts: int = 10
     """Decodes of one final that may fail or die before it is given up as empty."""
     language_speech_s: float = 2.0
@@ -258,6 +266,8 @@ class Recognizer:
         self.config = config or RecognizerConfig()
         self._inference = inference
         self._clock = clock
+        self.answers = 0
+        """Calls that engines have answered."""
         self._legs: set[LegRecognition] = set()
         self._waiting: list[_Job] = []
         self._detector = _Lane("vad", 1)
@@ -311,7 +321,8 @@ class Recognizer:
         self._detect(now)
         for leg in list(self._legs):
             leg.look(now)
-        waits = (now - job.since for job in self._waiting)
+        # A job that has failed waits for other reasons than too much work.
+        waits = (now - job.since for job in self._waiting if not job.attempts and not job.fetching)
         self._load.update(now, max(waits, default=0.0))
         self._replace_if_stalled(now)
         self._dispatch()
@@ -412,6 +423,9 @@ class Recognizer:
             if job.kind is not _Kind.FINAL:
                 self._waiting.remove(job)
                 job.leg.forget(job)
+            elif job.leg.spill is None:
+                self._waiting.remove(job)
+                self._give_up(job, "its samples have left the ring")
             elif not job.fetching and len(self._fetches) < self.config.max_batch:
                 job.fetching = True
                 self.fetch(job.leg, job.start, job.end, lambda got: self._fetched(job, got))
@@ -488,10 +502,11 @@ class Recognizer:
             job.not_before = self._clock() + 0.25 * (job.attempts - 1)
             self.add(job)
             return
-        logger.error(
-            "an utterance is given up",
-            extra={"attempts": job.attempts, "reason": error.message, "engine": error.engine},
-        )
+        self._give_up(job, error.message)
+
+    def _give_up(self, job: _Job, reason: str) -> None:
+        """Deliver a final without words, because none can be had."""
+        logger.error("an utterance is given up", extra={"attempts": job.attempts, "reason": reason})
         job.result = Hypothesis("")
         job.leg.heard(job, self._clock())
 
@@ -510,6 +525,7 @@ class Recognizer:
             if error is not None and not isinstance(error, EngineError):
                 error = EngineError(lane.engine, type(error).__name__)
             lane.answered = error is None
+            self.answers += lane.answered
             then(future.result() if error is None else error)
 
         def done(_: "Future[Any]") -> None:
@@ -522,10 +538,19 @@ class Recognizer:
     def _replace_if_stalled(self, now: float) -> None:
         for lane in {self._detector, *self._lanes.values()}:
             oldest = min(lane.running.values(), default=now)
-            if lane.answered and now - oldest > self.config.stalled_s:
+            limit_s = self.config.stalled_s if lane.answered else self.config.loading_s
+            if now - oldest > limit_s:
                 logger.warning("inference process does not answer", extra={"engine": lane.engine})
                 lane.answered = False
                 self._inference.kill()
+
+    def waits(self, job: _Job) -> bool:
+        """Return whether the job is queued and not in work."""
+        return job in self._waiting
+
+    def now(self) -> float:
+        """Return the time of the clock."""
+        return self._clock()
 
     @property
     def load(self) -> _Load:
@@ -606,11 +631,20 @@ class LegRecognition:
     async def finish(self) -> None:
         """Wait until all audio of the ring is heard and every final is delivered.
 
-        The leg has no more audio: an utterance that is open ends with it.
+        The leg has no more audio: an utterance that is open ends with it. Where no engine answers
+        any more the rest is given up: a call must end, and its capture is transcribed later.
         """
         self._finishing = True
         self._advance_end()
-        await self._closed.wait()
+        while not self._closed.is_set():
+            answers = self._recognizer.answers
+            try:
+                async with asyncio.timeout(self._config.given_up_s):
+                    await self._closed.wait()
+            except TimeoutError:
+                if self._recognizer.answers == answers:
+                    logger.error("no engine answers: the last words of a leg are given up")
+                    self.discard()
 
     def discard(self) -> None:
         """Drop the leg and what is in work for it; nothing is delivered any more."""
@@ -665,7 +699,7 @@ class LegRecognition:
         logger.warning("audio lost before it was heard", extra={"samples": lost})
         self._fetch_failures = 0
         self.state = None
-        now = self._recognizer._clock()
+        now = self._recognizer.now()
         for event in self._endpointer.skip(self.ring.start):
             self._on_event(event, now)
 
@@ -694,7 +728,7 @@ class LegRecognition:
         threshold_s = self._config.caught_up_s if self._behind else self._config.behind_s
         if (lag_s > threshold_s) is not self._behind:
             self._behind = not self._behind
-            self._listener.lag(lag_s, "behind" if self._behind else "ok")
+            self._tell(self._listener.lag, lag_s, "behind" if self._behind else "ok")
 
     # Utterances.
 
@@ -766,7 +800,7 @@ class LegRecognition:
             return
         waited_since = now
         if self._partial is not None:
-            if self._partial not in self._recognizer._waiting:
+            if not self._recognizer.waits(self._partial):
                 return  # it is being decoded: the next one follows its answer
             waited_since = self._partial.since
             self._drop_partial()
@@ -830,7 +864,7 @@ class LegRecognition:
         shown = (text, self._agreement.push(text))
         if shown != self._shown:
             self._shown = shown
-            self._listener.partial(job.utterance, job.start, job.end, *shown)
+            self._tell(self._listener.partial, job.utterance, job.start, job.end, *shown)
 
     def _deliver(self, now: float) -> None:
         """Deliver the finals that are ready, in order."""
@@ -840,8 +874,23 @@ class LegRecognition:
             self._learn_language(job, hypothesis)
             latency = max(0.0, now - self._origin - job.speech_end / LIVE_RATE)
             revised = job.agreement.revised(hypothesis.text)
-            self._listener.final(job.utterance, job.start, job.end, hypothesis, latency, revised)
+            self._tell(
+                self._listener.final,
+                job.utterance,
+                job.start,
+                job.end,
+                hypothesis,
+                latency,
+                revised,
+            )
         self._advance_end()
+
+    def _tell(self, method: Callable[..., None], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+        except Exception:
+            # What one leg's listener does wrong must not keep words from the others.
+            logger.exception("a leg's listener failed")
 
     def _learn_language(self, job: _Job, hypothesis: Hypothesis) -> None:
         if self._given_language is not None or not hypothesis.text:
@@ -865,7 +914,7 @@ class LegRecognition:
         unheard = self.ring.end - self._endpointer.position
         if not self._sealed and unheard < self._config.endpoint.window:
             self._sealed = True
-            now = self._recognizer._clock()
+            now = self._recognizer.now()
             for event in self._endpointer.seal(self.ring.end):
                 self._on_event(event, now)
         if self._sealed and not self._finals:

@@ -83,6 +83,8 @@ class BatchWhisper:
         """
         if not self._model.model.is_multilingual:
             language = "en"
+        elif language not in self._model.supported_languages:
+            language = None  # a registration may name one that this model does not know
         segments, about = self._model.transcribe(samples, language=language, **_PARAMETERS)
         duration_s = len(samples) / _RATE
         for segment in segments:

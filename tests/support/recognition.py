@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import threading
+import wave
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from callcore import resources
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.engines.scripted import ScriptedDetector, ScriptedLiveTranscriber
 from callcore.errors import EngineError
@@ -125,13 +128,14 @@ class FakeInference:
         self.stopped = False
         self.die()
 
-    async def settle(self) -> None:
-        """Answer calls in order until there are none."""
+    async def settle(self, engine: str | bool) -> None:
+        """Answer calls in order until there are none; only those of an engine if it is named."""
         for _ in range(10_000):
             await asyncio.sleep(0)
-            if not self.open or self.stopped:
+            due = [i for i, each in enumerate(self.open) if engine in (True, each[1])]
+            if not due or self.stopped:
                 return
-            self.answer()
+            self.answer(due[0])
         raise AssertionError("calls without end")
 
 
@@ -216,3 +220,41 @@ def wait_for(path: str) -> None:
     pause = threading.Event()
     while not Path(path).exists():
         pause.wait(0.005)
+
+
+# Sounds that are no speech, at 8 kHz.
+
+
+def non_speech() -> dict[str, np.ndarray]:
+    """Return 12 s each of silence, ringback, busy, DTMF, noise and instrumental music."""
+    time = np.arange(12 * LIVE_RATE) / LIVE_RATE
+    rng = np.random.default_rng(7)
+
+    def tone(*hertz: float) -> np.ndarray:
+        return sum(np.sin(2 * np.pi * each * time) for each in hertz) / len(hertz)
+
+    chords = [(262, 330, 392), (220, 262, 330), (175, 220, 262), (196, 247, 294)]
+    bar = (time / 0.75).astype(int) % len(chords)
+    pluck = np.exp(-4 * (time % 0.375))
+    sounds = {
+        "silence": np.zeros(len(time)),
+        "ringback": tone(440, 480) * (time % 6 < 2) * 0.3,
+        "busy": tone(480, 620) * (time % 1 < 0.5) * 0.3,
+        "dtmf": tone(770, 1336) * (time % 0.8 < 0.2) * 0.3,
+        "noise": rng.normal(0, 0.01, len(time)),
+        "loud noise": rng.normal(0, 0.1, len(time)),
+        "music": sum(tone(*chord) * (bar == i) for i, chord in enumerate(chords)) * pluck * 0.4,
+    }
+    return {name: np.int16(32767 * np.clip(each, -1, 1)) for name, each in sounds.items()}
+
+
+def sample_leg(sample: str, leg: str, turns: int) -> tuple[np.ndarray, str]:
+    """Return the first turns of one leg of a sample call, at 8 kHz, and its words."""
+    folder = resources.path("samples")
+    truth = json.loads((folder / f"{sample}.json").read_text("utf-8"))
+    kept = [turn for turn in truth["turns"] if turn["leg"] == leg][:turns]
+    with wave.open(str(folder / f"{sample}.wav")) as file:
+        frames = file.readframes(int((kept[-1]["end"] + 0.5) * LIVE_RATE))
+    channel = truth["channels"].index(leg)
+    samples = np.frombuffer(frames, "<i2").reshape(-1, len(truth["channels"]))[:, channel]
+    return samples.copy(), " ".join(turn["text"] for turn in kept)

@@ -81,7 +81,7 @@ def run_daemon(path: str) -> None:
     """Run the daemon with its latencies written to ``path`` at the end."""
     import uvloop
 
-    from callcore import audiosocket_server, log, session
+    from callcore import live_daemon, log, session
     from callcore.settings import load
 
     latencies = Latencies()
@@ -96,7 +96,7 @@ def run_daemon(path: str) -> None:
     settings = load(os.environ)
     log.configure(settings.log_level, settings.log_format)
     signal.signal(signal.SIGUSR1, lambda *_: latencies.reset())
-    uvloop.run(audiosocket_server.serve(settings))
+    uvloop.run(live_daemon.serve(settings))
     Path(path).write_text(json.dumps(latencies.report()))
 
 

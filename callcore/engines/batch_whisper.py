@@ -33,7 +33,7 @@ _PARAMETERS: dict[str, Any] = {
     "compression_ratio_threshold": _COMPRESSION_RATIO,
     "log_prob_threshold": -1.0,
     "no_speech_threshold": 0.6,
-    # Text that words skip two seconds of silence around is looked at again.
+    # Words surrounded by more than two seconds of silence are looked at again.
     "hallucination_silence_threshold": 2.0,
     "vad_filter": True,
     "vad_parameters": {

@@ -5,8 +5,8 @@ each second. Any of them may be killed at any moment, and any of them may be cal
 """
 
 import contextlib
-import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ from callcore.errors import (
     NotFound,
 )
 from callcore.intake import CAPTURE
-from callcore.ledger import Claim, Ledger, Outcome
-from callcore.log import call_context
+from callcore.ledger import RESEND_S, Claim, Ledger, Outcome
+from callcore.log import call_context, frames
 from callcore.settings import Settings
 from callcore.settling import Gone, NotYet, Site
 from callcore.steps import Engines, Step, StepContext, table
@@ -37,9 +37,11 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two notes of a step's progress.
 PROGRESS_S = 1.0
-#: Messages that may wait in the broker: while so many wait, nothing was lost and the sweep adds
-#: none.
+#: Messages that may wait in one queue: while so many wait, the sweep adds none.
 MAX_BACKLOG = 100
+#: Seconds after which a step is sent again while messages wait in its queue: its own is most
+#: likely among them.
+BUSY_RESEND_S = 60.0
 #: Seconds after which a capture looks again whether the PBX's own recording has been settled.
 OTHER_RECORDING_S = 5.0
 #: Seconds after which a full disk is tried again.
@@ -53,8 +55,12 @@ class WakesWorkers(Protocol):
         """Send a message; False if it could not be sent."""
         ...
 
-    def backlog(self) -> int | None:
-        """Return how many messages wait; None where that cannot be known."""
+    def queue_of(self, step: str) -> str:
+        """Return the queue of a step."""
+        ...
+
+    def backlog(self) -> Mapping[str, int] | None:
+        """Return how many messages wait, by queue; None where that cannot be known."""
         ...
 
 
@@ -137,23 +143,34 @@ class Chain:
             logger.warning("step failed", extra={"reason": str(error)})
             return self._fail(claim, str(error))
         except Exception as error:
-            # One recording must not stop the others. The message may hold what people said, so
-            # only the type goes on record.
-            logger.exception("step failed")
+            # One recording must not stop the others. The message may hold what people said or
+            # their numbers, so it goes neither on record nor into the log.
+            logger.error("step failed", extra={"error": frames(error)})
             return self._fail(claim, f"{type(error).__name__}; the log of the worker tells more")
 
-    def _fail(self, claim: Claim, error: str, *, final: bool = False) -> Outcome:
-        return self.ledger.fail(claim, error, self._needs, final=final)
+    def _fail(
+        self,
+        claim: Claim,
+        error: str,
+        *,
+        final: bool = False,
+        state: RecordingState = RecordingState.REFUSED,
+    ) -> Outcome:
+        database = self._storage.database
+        with database.transaction():
+            outcome = self.ledger.fail(claim, error, self._needs, final=final)
+            if claim.step == SETTLE and outcome.state == StepState.FAILED:
+                # Nothing may wait for this recording any more; what is stored of it stays.
+                stored = recording_rows.stored_media(database, claim.audio_id)
+                if stored and all(os.path.isfile(each.path) for each in stored):
+                    state = RecordingState.STORED
+                recording_rows.set_state(database, claim.audio_id, state, error)
+            return outcome
 
     def _refuse(self, claim: Claim, error: AudioError) -> Outcome:
         final = isinstance(error, (InvalidRecording, Gone))
-        with self._storage.database.transaction():
-            outcome = self._fail(claim, str(error), final=final)
-            if claim.step == SETTLE and outcome.state == StepState.FAILED:
-                gone = isinstance(error, Gone)
-                state = RecordingState.MISSING if gone else RecordingState.REFUSED
-                recording_rows.set_state(self._storage.database, claim.audio_id, state, str(error))
-            return outcome
+        state = RecordingState.MISSING if isinstance(error, Gone) else RecordingState.REFUSED
+        return self._fail(claim, str(error), final=final, state=state)
 
     def _run_step(self, claim: Claim, step: Step) -> Outcome:
         recording = self._storage.recording(claim.audio_id)
@@ -194,10 +211,12 @@ class Chain:
         database = self._storage.database
         if better is not None:
             with database.transaction():
+                database.serialize(call_rows.CALLS)  # before the recording's own, as everywhere
                 outcome = self.ledger.finish(claim, None, {})
                 unneeded += self._merge_capture(better, claim.audio_id)
             return replace(outcome, over=False)
-        media = self._copied(claim.audio_id)
+        settled = self._copied(claim.audio_id)
+        media = settled.media
         with database.transaction():
             database.serialize(call_rows.CALLS)
             other = recording_rows.find_duplicate(database, claim.audio_id, media)
@@ -205,7 +224,9 @@ class Chain:
                 return self._merged(claim, other, media, unneeded)
             before = recording_rows.stored_media(database, claim.audio_id)
             offset_s = recording_rows.offset(database, claim.audio_id)
-            changed = recording_rows.store(database, claim.audio_id, media, offset_s)
+            changed = recording_rows.store(
+                database, claim.audio_id, media, offset_s, settled.reason
+            )
             outcome = self.ledger.finish(claim, None, self._needs, restart=changed)
             named = recording_rows.sources(database, claim.audio_id)
             left = {each.path for each in named} | {each.path for each in before}
@@ -213,7 +234,7 @@ class Chain:
             unneeded += self._absorb_captures(claim.audio_id)
         return outcome
 
-    def _copied(self, audio_id: str) -> list[recording_rows.StoredMedia]:
+    def _copied(self, audio_id: str) -> settling.Settled:
         database = self._storage.database
         recording = self._storage.recording(audio_id)
         audio_dir = self._settings.audio_dir
@@ -228,7 +249,7 @@ class Chain:
         try:
             return settling.settle(recording, named, stored, site)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in settling.DISK_FULL:
                 raise NotYet(DISK_FULL_S, "the disk of the audio folder is full") from error
             raise
 
@@ -247,11 +268,15 @@ class Chain:
         again = {survivor} if lacks else set()
         for audio_id in again.union(recording_rows.moved(database, survivor)):
             self.ledger.restart(audio_id, [SETTLE])
-        kept = {each.path for each in recording_rows.sources(database, survivor)}
-        unneeded += [each.path for each in media]
-        unneeded += named - kept
+        unneeded += (named | {each.path for each in media}) - self._files_of(survivor)
         logger.info("the recording is known already", extra={"same_as": survivor})
         return replace(outcome, over=False)
+
+    def _files_of(self, audio_id: str) -> set[str]:
+        """Return the paths that a recording needs: the files it was made from, and its copies."""
+        database = self._storage.database
+        named = {each.path for each in recording_rows.sources(database, audio_id)}
+        return named | {each.path for each in recording_rows.stored_media(database, audio_id)}
 
     # ---- captures
 
@@ -290,13 +315,12 @@ class Chain:
     def _merge_capture(self, survivor: str, capture: str) -> list[str]:
         """Merge a capture and return its files, which nobody needs any more."""
         database = self._storage.database
-        files = [each.path for each in recording_rows.sources(database, capture)]
-        files += [each.path for each in recording_rows.stored_media(database, capture)]
+        files = self._files_of(capture) - self._files_of(survivor)
         recording_rows.forget_sources(database, capture)
         # The capture began with the call; when the PBX's recording did is another matter.
         recording_rows.forget_start(database, capture)
         recording_rows.merge(database, survivor, capture, self._storage.clock())
-        return files
+        return sorted(files)
 
     # ---- the sweep
 
@@ -308,12 +332,14 @@ class Chain:
         """
         self._expire_legs()
         backlog = self._waker.backlog()
-        room = MAX_BACKLOG - backlog if backlog is not None else 0
-        sent = 0
-        for audio_id, step in self.ledger.due(room):
-            if step in self._needs:
-                sent += self._waker.wake(step, audio_id)
-        return sent
+        return sum(self._feed(queue, waiting) for queue, waiting in (backlog or {}).items())
+
+    def _feed(self, queue: str, waiting: int) -> int:
+        """Send what is due in one queue; a queue that is full holds up no other."""
+        steps = [step for step in self._needs if self._waker.queue_of(step) == queue]
+        resend_s = BUSY_RESEND_S if waiting else RESEND_S
+        due = self.ledger.due(steps, MAX_BACKLOG - waiting, resend_s)
+        return sum(self._waker.wake(step, audio_id) for audio_id, step in due)
 
     def _expire_legs(self) -> None:
         calls = [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
@@ -347,9 +373,9 @@ class Chain:
             try:
                 if not self.ledger.renew(claim):
                     return  # its work will be rolled back when it tries to finish
-            except Exception:
+            except Exception as error:
                 # The database may come back before the lease ends; if not, the step is fenced.
-                logger.exception("the lease could not be renewed")
+                logger.error("the lease could not be renewed", extra={"error": frames(error)})
 
     # ---- events
 

@@ -16,6 +16,12 @@ from callcore.calls import CallFacts
 #: (``systemname`` in asterisk.conf). One word only: longer prefixes are other schemes of names.
 UNIQUEID = r"(?:[A-Za-z][A-Za-z0-9_]{0,39}-)?\d{9,11}\.\d{1,10}"
 
+#: Extensions of sound files, lower case: what ``audio`` reads, and Asterisk's ``sln``, which it
+#: does not: people shall see that it is refused.
+AUDIO_EXTENSION = re.compile(
+    "wav|w64|aiff?|au|caf|mp3|og[ga]|opus|flac|m4a|mp4|mov|mk[av]|webm|aac|amr|awb|gsm|sln"
+)
+
 #: Suffixes after the stem of a recording of one party: ``MixMonitor(X.wav,r(X-caller.wav)...)``.
 LEG_SUFFIXES = ("caller", "agent", "agent-2", "agent-3", "agent-4")
 
@@ -76,6 +82,17 @@ def _facts(stem: str, patterns: Sequence[NamePattern]) -> CallFacts:
             }
             return CallFacts(**groups)
     return CallFacts()
+
+
+def is_storable(name: str) -> bool:
+    """Tell whether a name can go on record: databases take no NUL and no bytes beside UTF-8.
+
+    Python reads such bytes of a folder's names as lone surrogates.
+    """
+    try:
+        return b"\0" not in name.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def siblings(path: str) -> list[str]:

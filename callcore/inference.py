@@ -2,17 +2,11 @@
 
 A decode holds a core for as long as it takes and may crash the process it runs in, so engines
 never run where sockets or jobs are served. ``InferenceProcess`` starts ``python -m
-callcore.inference FD`` over a socket pair; the child loads its engines and answers calls, each
-engine with its own threads, so that speech detection never waits for a decode. The child ends when
-its parent's end of the socket closes, whatever the parent died of.
+callcore.inference_child FD`` over a socket pair; the child loads its engines and answers calls,
+each engine with its own threads, so that speech detection never waits for a decode. The child ends
+when its parent's end of the socket closes, whatever the parent died of.
 
-A message is pickled with its arrays out of band::
-
-    u32 number of parts | u64 length of each part | the parts: the pickle, then the raw arrays
-
-The parent's first message is ``(engines, nice, log level, log style)``.
-Parent to child: ``(id, engine, method, arguments)``, or ``(id, None)`` to stop stream ``id``.
-Child to parent: ``(id, kind, value)``, kind one of ``value``, ``item``, ``end``, ``error``.
+What goes over the socket is in ``inference_wire``.
 """
 
 import contextlib
@@ -21,24 +15,22 @@ import logging
 import os
 import pickle
 import queue
-import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import callcore
 from callcore import log
-from callcore.engines import load
-from callcore.errors import CallcoreError, EngineError
+from callcore.errors import EngineError
+from callcore.inference_wire import ATTRIBUTES, EngineSpec, Wire
+
+__all__ = ["EngineSpec", "InferenceProcess"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,72 +40,6 @@ _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 #: How long a child may take to end by itself when the parent closes.
 _CLOSE_S = 2.0
-
-#: The method that reads attributes instead of calling one.
-_ATTRIBUTES = "<attributes>"
-
-#: Buffers of one sendmsg call: IOV_MAX is 1024 on Linux.
-_MAX_BUFFERS = 512
-
-_COUNT = struct.Struct("!I")
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """An engine that the child shall hold."""
-
-    path: str
-    """``module:attribute`` of its class."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of its constructor; they are pickled."""
-    threads: int = 1
-    """Calls that it answers side by side."""
-
-
-class _Wire:
-    """Whole messages over a stream socket; one thread sends at a time, one receives."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._sending = threading.Lock()
-
-    def send(self, message: Any) -> None:
-        """Send a message; blocks until the other side has taken all but a buffer of it."""
-        buffers: list[pickle.PickleBuffer] = []
-        data = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
-        parts = [memoryview(data), *(each.raw() for each in buffers)]
-        header = _COUNT.pack(len(parts)) + struct.pack(f"!{len(parts)}Q", *map(len, parts))
-        with self._sending:
-            self._send_all([memoryview(header), *(part for part in parts if len(part))])
-
-    def _send_all(self, parts: list[memoryview]) -> None:
-        while parts:
-            sent = self._socket.sendmsg(parts[:_MAX_BUFFERS])
-            while parts and sent >= len(parts[0]):
-                sent -= len(parts[0])
-                parts.pop(0)
-            if sent:
-                parts[0] = parts[0][sent:]
-
-    def receive(self) -> Any:
-        """Return the next message; raises EOFError when the other side has closed."""
-        (count,) = _COUNT.unpack(self._exactly(_COUNT.size))
-        lengths = struct.unpack(f"!{count}Q", self._exactly(8 * count))
-        data, *buffers = [self._exactly(length) for length in lengths]
-        return pickle.loads(data, buffers=buffers)
-
-    def _exactly(self, num_bytes: int) -> bytearray:
-        data = bytearray(num_bytes)
-        view = memoryview(data)
-        while view:
-            try:
-                received = self._socket.recv_into(view)
-            except ConnectionError:
-                received = 0
-            if not received:
-                raise EOFError
-            view = view[received:]
-        return data
 
 
 @dataclass(slots=True)
@@ -281,7 +207,7 @@ class InferenceProcess:
         Raises:
             EngineError: If it cannot be loaded.
         """
-        values: dict[str, Any] = self.call(engine, _ATTRIBUTES, *names).result()
+        values: dict[str, Any] = self.call(engine, ATTRIBUTES, *names).result()
         return values
 
     def _submit(self, request: _Request) -> int:
@@ -338,7 +264,7 @@ class InferenceProcess:
         sock, child, outbox = self._socket, self._child, self._outbox
         assert sock is not None
         assert child is not None
-        wire = _Wire(sock)
+        wire = Wire(sock)
         writer = threading.Thread(
             target=self._write, args=(wire, outbox), name="inference writer", daemon=True
         )
@@ -375,7 +301,7 @@ class InferenceProcess:
         for request in lost.values():
             request.answer("error", EngineError(request.engine, "its process died"))
 
-    def _write(self, wire: _Wire, outbox: "queue.SimpleQueue[tuple[Any, ...] | None]") -> None:
+    def _write(self, wire: Wire, outbox: "queue.SimpleQueue[tuple[Any, ...] | None]") -> None:
         with contextlib.suppress(OSError):
             wire.send((self.engines, self._nice, *_log_style()))
             while (message := outbox.get()) is not None:
@@ -415,7 +341,7 @@ def _start_child() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     try:
         with theirs:
             return ours, subprocess.Popen(
-                [sys.executable, "-m", "callcore.inference", str(theirs.fileno())],
+                [sys.executable, "-m", "callcore.inference_child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=_child_environment(),
@@ -436,131 +362,3 @@ def _child_environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-# The child.
-
-
-class _Host:
-    """One engine with its threads."""
-
-    def __init__(self, spec: EngineSpec) -> None:
-        self._spec = spec
-        self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix=spec.path)
-        self._engine: Future[Any] = self._pool.submit(self._load)
-
-    def _load(self) -> Any:
-        started = time.monotonic()
-        engine = load(self._spec.path)(**self._spec.options)
-        took_ms = round((time.monotonic() - started) * 1000)
-        logger.info("engine loaded", extra={"engine": self._spec.path, "ms": took_ms})
-        return engine
-
-    def submit(self, serve: Callable[[Any], None], failed: Callable[[Exception], None]) -> None:
-        """Run ``serve(engine)`` on one of the threads, or ``failed`` with why it cannot."""
-
-        def run() -> None:
-            try:
-                serve(self._engine.result())
-            except Exception as error:
-                # Without the exception's text: it may repeat what the engine was working on.
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                logger.warning(
-                    "engine failed",
-                    extra={
-                        "engine": self._spec.path,
-                        "error": type(error).__name__,
-                        "at": f"{Path(where.filename).name}:{where.lineno}",
-                    },
-                )
-                failed(error)
-
-        self._pool.submit(run)
-
-
-class _Child:
-    """Receives calls, hands them to the engines' threads, sends what comes back."""
-
-    def __init__(self, wire: _Wire, engines: Mapping[str, EngineSpec]) -> None:
-        self._wire = wire
-        self._hosts: dict[str, _Host] = {}
-        self._stopped: set[int] = set()
-        shared: list[tuple[EngineSpec, _Host]] = []
-        for name, spec in engines.items():
-            host = next((host for other, host in shared if other == spec), None)
-            if host is None:
-                host = _Host(spec)
-                shared.append((spec, host))
-            self._hosts[name] = host
-
-    def dispatch(self, request_id: int, engine: str | None, *call: Any) -> None:
-        if engine is None:
-            self._stopped.add(request_id)
-            return
-        method, arguments = call
-        host = self._hosts.get(engine)
-
-        def failed(error: Exception) -> None:
-            self._send(request_id, "error", _as_engine_error(engine, error))
-
-        def serve(instance: Any) -> None:
-            self._serve(request_id, instance, method, arguments)
-
-        if host is None:
-            failed(EngineError(engine, "there is no such engine"))
-        else:
-            host.submit(serve, failed)
-
-    def _serve(self, request_id: int, instance: Any, method: str, arguments: Any) -> None:
-        if method == _ATTRIBUTES:
-            self._send(request_id, "value", {name: getattr(instance, name) for name in arguments})
-            return
-        result = getattr(instance, method)(*arguments)
-        if not isinstance(result, Iterator):
-            self._send(request_id, "value", result)
-            return
-        for item in result:
-            if request_id in self._stopped:
-                self._stopped.discard(request_id)
-                return
-            self._send(request_id, "item", item)
-        self._send(request_id, "end", None)
-
-    def _send(self, request_id: int, kind: str, value: Any) -> None:
-        try:
-            self._wire.send((request_id, kind, value))
-        except OSError:
-            os._exit(0)  # the parent has gone
-
-
-def _as_engine_error(engine: str, error: Exception) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    detail = str(error) if isinstance(error, CallcoreError | OSError | RuntimeError) else ""
-    # Texts of other exceptions may repeat what an engine was working on.
-    return EngineError(engine, detail or type(error).__name__)
-
-
-def main(fd: int) -> None:
-    """Serve the parent at the other end of socket ``fd`` until it closes."""
-    # Ctrl-C and a service manager signal the whole group: the parent drains first, then closes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    wire = _Wire(socket.socket(fileno=fd))
-    try:
-        engines, nice, *log_style = wire.receive()
-        log.configure(*log_style)
-        os.nice(nice)
-        child = _Child(wire, engines)
-        while True:
-            child.dispatch(*wire.receive())
-    except EOFError:
-        # Not sys.exit: threads in the middle of a decode would keep a dead parent's child alive.
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    # ``__main__`` is not ``callcore.inference``: what is pickled must be of the latter.
-    from callcore import inference
-
-    inference.main(int(sys.argv[1]))

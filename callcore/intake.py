@@ -11,9 +11,8 @@ import uuid as uuids
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
-from callcore import filenames
+from callcore import filenames, settling
 from callcore.calls import SETTLE, CallFacts, Leg, Media
 from callcore.errors import Refused
 from callcore.ledger import Ledger
@@ -118,9 +117,10 @@ def accept_recording(
             read again.
 
     Raises:
-        Refused: If a fact cannot be used; see ``register_leg``.
+        Refused: If a fact cannot be used, see ``register_leg``, or ``bad-name``.
     """
     check_facts(facts)
+    _check_names([original_name or "", *(text for m in media for text in (m.role, m.path))])
     name = _name(media, original_name)
     said = _report(settings, facts, source, media, name, original_name)
     return _accept(storage, settings, replace(said, renewed=renewed), wait_s)
@@ -160,10 +160,8 @@ def _accept(
             ledger.restart(reported.audio_id, [SETTLE])
         for audio_id in recording_rows.moved(database, reported.audio_id):
             ledger.restart(audio_id, [SETTLE])
-    for path in reported.unneeded:
-        # A second upload of the same recording; a file of the PBX is never touched.
-        if settings.audio_dir in Path(path).parents:
-            Path(path).unlink(missing_ok=True)
+    # A second upload of the same recording; a file of the PBX is never touched.
+    settling.remove(reported.unneeded, settings.audio_dir)
     wake = reported.changed and not (reported.created and wait_s)
     return Accepted(reported.audio_id, reported.created, wake)
 
@@ -230,6 +228,11 @@ def check_facts(facts: CallFacts) -> None:
         value = getattr(facts, field)
         if value is not None and (len(value) > _MAX_TEXT or not value.isprintable()):
             raise Refused("bad-text", f"expected up to {_MAX_TEXT} printable characters", field)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not all(map(filenames.is_storable, names)):
+        raise Refused("bad-name", "expected a file name in UTF-8 without NUL characters", "file")
 
 
 _ID_RULE = "expected 1 to 80 letters, digits, dots, dashes or underscores, the first no sign"

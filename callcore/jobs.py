@@ -90,12 +90,15 @@ class Waker:
             return False
         return True
 
-    def backlog(self) -> int | None:
-        """Return how many messages wait for a worker; None if the broker is away."""
+    def queue_of(self, step: str) -> str:
+        """Return the queue of a step."""
+        return queue_of(step)
+
+    def backlog(self) -> dict[str, int] | None:
+        """Return how many messages wait for a worker, by queue; None if the broker is away."""
         client: Any = self._broker.client
-        names = [f"{self._broker.namespace}:{queue}" for queue in QUEUES]
         try:
-            return sum(int(client.llen(name)) for name in names)
+            return {each: int(client.llen(f"{self._broker.namespace}:{each}")) for each in QUEUES}
         except redis.RedisError:
             return None
 

@@ -19,7 +19,7 @@ from callcore.database import Row
 from callcore.errors import Fenced
 from callcore.storage import Storage
 
-#: Seconds after which a worker is told again of a step that nobody has claimed.
+#: Seconds after which a worker is told again of a step that nobody has claimed: at least.
 RESEND_S = 5.0
 #: Seconds before the second try; doubled with each further one.
 BACKOFF_S = 2.0
@@ -173,6 +173,7 @@ class Ledger:
                 self._store(claim, document)
             if restart:
                 self.restart(claim.audio_id, [step for step in needs if step != claim.step])
+            self._unskip(claim)
             released = self._release(claim.audio_id, needs)
             return Outcome(StepState.DONE, ms, released, self._over(claim.audio_id))
 
@@ -210,17 +211,29 @@ class Ledger:
 
     # ---- the sweep
 
-    def due(self, limit: int) -> list[tuple[str, str]]:
-        """Return steps that wait for a worker who has not been told lately: (audio_id, step).
+    def due(
+        self, steps: Iterable[str], limit: int, resend_s: float = RESEND_S
+    ) -> list[tuple[str, str]]:
+        """Return what waits for a worker who has not been told lately: (audio_id, step).
 
-        Each is returned to one caller, and not again within ``RESEND_S``.
+        Each is returned to one caller, and not again within ``resend_s``.
+
+        Args:
+            steps: The steps that are asked about.
+            limit: Most to return; those that nobody has been told of come first, then those that
+                were told of longest ago.
+            resend_s: Seconds that count as lately.
         """
+        if limit <= 0:
+            return []
         job = tables.Job
         moment = self._storage.clock()
-        lately = moment - timedelta(seconds=RESEND_S)
-        untold = job.sent_at.is_null() | (job.sent_at <= lately)
-        query = job.select(job.recording, job.step).where(_is_due(moment) & untold)
-        rows = self._database.all(query.order_by(job.due).limit(limit)) if limit > 0 else []
+        untold = job.sent_at.is_null() | (job.sent_at <= moment - timedelta(seconds=resend_s))
+        query = job.select(job.recording, job.step).where(
+            _is_due(moment) & job.step.in_(list(steps)) & untold
+        )
+        order = (job.sent_at.is_null(False), job.sent_at, job.due)
+        rows = self._database.all(query.order_by(*order).limit(limit))
         told: list[tuple[str, str]] = []
         if not rows:
             return told
@@ -317,10 +330,17 @@ class Ledger:
             if not blocked:
                 return
             for step in blocked:
-                skipped = {"state": StepState.SKIPPED, "error": f"{claim.step} failed"}
+                skipped = {"state": StepState.SKIPPED, "error": _skipped_by(claim)}
                 where = _is(claim.audio_id, step) & (job.state == StepState.PENDING)
                 self._database.run(job.update(due=None, **skipped).where(where))
             gone |= blocked
+
+    def _unskip(self, claim: Claim) -> None:
+        """Let what was skipped because the step had failed wait again: it has not failed now."""
+        job = tables.Job
+        skipped = (job.state == StepState.SKIPPED) & (job.error == _skipped_by(claim))
+        where = (job.recording == claim.audio_id) & skipped
+        self._database.run(job.update(due=None, sent_at=None, **_FRESH).where(where))
 
     def _over(self, audio_id: str) -> bool:
         return all(StepState(row["state"]).is_over for row in self._states(audio_id).values())
@@ -335,6 +355,10 @@ _FRESH: Row = {
     "error": None,
     "progress": 0.0,
 }
+
+
+def _skipped_by(claim: Claim) -> str:
+    return f"{claim.step} failed"
 
 
 def _is(audio_id: str, step: str) -> Any:

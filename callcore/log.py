@@ -10,9 +10,11 @@ import logging
 import queue
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 _call: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("call", default=None)
@@ -73,6 +75,21 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def frames(error: BaseException) -> str:
+    """Return an error's type and where it came from, without its message.
+
+    Messages of others hold what must not be logged: a path carries a phone number, PostgreSQL
+    quotes the row that it refuses. An error that led to this one follows after ``from``.
+    """
+    at = " ".join(
+        f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    told = f"{type(error).__name__} at {at}" if at else type(error).__name__
+    return f"{told} from {frames(before)}" if before is not None else told
 
 
 def _one_line(value: object) -> str:

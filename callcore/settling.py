@@ -5,14 +5,17 @@ size. A writer that was killed leaves a wrong header for ever: after a while the
 Files of the PBX are only read; what lies in the audio folder is ours.
 """
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from callcore import audio, filenames
 from callcore.calls import Media, Recording
@@ -29,6 +32,15 @@ REPAIR_AFTER = 15.0
 #: A time stamp further ahead than this comes from a wrong clock and says nothing, in seconds.
 _FUTURE_S = 60.0
 _BLOCK_BYTES = 1 << 20
+#: Seconds after which a half-made copy is taken for that of a worker that was killed.
+_STALE_S = 3600.0
+#: A full disk is waited out, see ``chain``; other errors of the system are told and retried.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (
+    "no file of this recording can be found: was it moved or deleted, or may callcore's user not "
+    "look into its folder?"
+)
+_NO_ACCESS = (errno.EACCES, errno.EPERM)
 
 
 class NotYet(CallcoreError):
@@ -58,9 +70,18 @@ class Site:
     """Now, UTC."""
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What is at hand of a recording."""
+
+    media: list[StoredMedia]
+    reason: str | None = None
+    """For people: which file is not among ``media`` and why; None if all are."""
+
+
 def settle(
     recording: Recording, sources: Sequence[Source], stored: Sequence[StoredMedia], site: Site
-) -> list[StoredMedia]:
+) -> Settled:
     """Return checked copies of a recording's files.
 
     Args:
@@ -72,7 +93,8 @@ def settle(
     Raises:
         NotYet: If a file is still being written, or announced and not there.
         Gone: If there is no file, and none has come for a while.
-        InvalidRecording: If a file cannot be read as audio.
+        InvalidRecording: If no file can be read as audio.
+        AudioError: If the system does not let us read a file or write its copy; that may change.
     """
     waited_s = (site.moment - recording.created_at).total_seconds()
     found = _locate(sources, stored)
@@ -80,21 +102,24 @@ def settle(
     if absent and waited_s < ABSENT_S:
         raise NotYet(min(ABSENT_S - waited_s, max(1.0, site.settle_s)), "a file is not there yet")
     if not found:
-        raise Gone("no file of this recording is there; was it moved or deleted?")
+        raise Gone(_GONE)
     for candidates in found.values():  # before the first copy: nothing is copied in vain
         _check_complete(candidates[0], site)
     folder = folder_of(recording, site.audio_dir)
+    _remove_stale(folder, site.moment)
     media, refused = [], None
+    lacking = [f"the {role} file never came" for role in sorted(absent)]
     for role, candidates in sorted(found.items()):
         try:
             media.append(_first_readable(candidates, folder, site))
         except InvalidRecording as error:
             # The leg of a party that never spoke may be empty; the others tell of the call.
             logger.warning("a file cannot be read", extra={"role": role, "reason": str(error)})
+            lacking.append(f"the {role} file was left out: {error}")
             refused = error
     if refused is not None and not media:
         raise refused
-    return media
+    return Settled(media, "; ".join(lacking) or None)
 
 
 def _first_readable(
@@ -119,7 +144,7 @@ def folder_of(recording: Recording, audio_dir: Path) -> Path:
 
 def is_ours(path: str, audio_dir: Path) -> bool:
     """Tell whether a file lies in the audio folder, so that we may repair or remove it."""
-    return audio_dir in Path(path).parents
+    return Path(os.path.normpath(audio_dir)) in Path(os.path.normpath(path)).parents
 
 
 def with_siblings(sources: Iterable[Source], audio_dir: Path) -> list[Media]:
@@ -167,6 +192,11 @@ def _check_complete(file: Source | StoredMedia, site: Site) -> None:
     if isinstance(file, StoredMedia) or is_ours(file.path, site.audio_dir):
         return
     path = Path(file.path)
+    with _reading():
+        _check_still(path, site)
+
+
+def _check_still(path: Path, site: Site) -> None:
     status = path.stat()
     age_s = site.moment.timestamp() - max(status.st_mtime, status.st_ctime)
     if -_FUTURE_S < age_s < site.settle_s:
@@ -177,8 +207,39 @@ def _check_complete(file: Source | StoredMedia, site: Site) -> None:
         raise NotYet(max(site.settle_s, 0.1), "the file's header says that it is not finished")
 
 
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    with _told("the file cannot be read", "let callcore's user read the file and its folder"):
+        yield
+
+
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error of the system into one that people can act on, without the file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        hint = remedy if error.errno in _NO_ACCESS else "look after its disk or share"
+        raise AudioError(f"{what} ({error.strerror or type(error).__name__}): {hint}") from error
+
+
+def _remove_stale(folder: Path, moment: datetime) -> None:
+    """Remove what workers that were killed had begun to copy."""
+    for partial in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):  # another worker may do the same
+            if moment.timestamp() - partial.stat().st_mtime > _STALE_S:
+                partial.unlink()
+
+
 def _copy(source: Source, folder: Path) -> StoredMedia:
     """Copy one file into the audio folder, so that the name appears with all of its bytes."""
+    with _told("its copy cannot be written", "let callcore's user write to the audio folder"):
+        return _copied(source, folder)
+
+
+def _copied(source: Source, folder: Path) -> StoredMedia:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{uuid.uuid4().hex}.part"
     try:
@@ -215,13 +276,20 @@ def _extension(source: Source, info: audio.AudioInfo) -> str:
 
 def _copy_bytes(source: Path, target: Path) -> str:
     digest = hashlib.sha256()
-    with source.open("rb") as reader, target.open("xb") as writer:
-        while block := reader.read(_BLOCK_BYTES):
+    with _reading():
+        reader = source.open("rb")
+    with reader, target.open("xb") as writer:
+        while block := _read(reader):
             digest.update(block)
             writer.write(block)
         writer.flush()
         os.fsync(writer.fileno())
     return digest.hexdigest()
+
+
+def _read(reader: BinaryIO) -> bytes:
+    with _reading():
+        return reader.read(_BLOCK_BYTES)
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from callcore import filenames, intake
+from callcore import filenames, intake, log
 from callcore.calls import CallFacts, Media
 from callcore.errors import Refused
 from callcore.jobs import Waker
@@ -78,6 +78,7 @@ class Scanner:
         self._settings = settings
         self._wake = wake
         self._clock = clock
+        self._unread: set[str] = set()
 
     def scan(self) -> float | None:
         """Register every complete file that is new.
@@ -87,7 +88,8 @@ class Scanner:
         """
         known = self._storage.spool_files()
         groups: dict[str, list[Found]] = {}
-        for found in files(self._settings.spool_dir):
+        unread: dict[str, str] = {}
+        for found in files(self._settings.spool_dir, unread):
             groups.setdefault(_group(found.path), []).append(found)
         waits = []
         for group in groups.values():
@@ -99,9 +101,12 @@ class Scanner:
                 waits.append(wait_s)
             else:
                 self._register(new, renewed=any(each.path in known for each in new))
-        self._storage.forget_spool_files(
-            known.keys() - {f.path for g in groups.values() for f in g}
-        )
+        for path in unread.keys() - self._unread:
+            logger.warning("part of the spool cannot be read", extra={"reason": unread[path]})
+        self._unread = set(unread)
+        gone = known.keys() - {f.path for g in groups.values() for f in g}
+        # What we could not look at may be there: forgotten, it would come as a new file.
+        self._storage.forget_spool_files(path for path in gone if not _is_below(path, unread))
         return min(waits, default=None)
 
     def _wait_s(self, found: Found) -> float:
@@ -127,30 +132,46 @@ class Scanner:
             self._wake(accepted.audio_id)
 
 
-def files(folder: Path) -> Iterator[Found]:
+def files(folder: Path, unread: dict[str, str]) -> Iterator[Found]:
     """Yield the files in a folder and below it that may be recordings.
 
     Links are not followed and not read: a spool is writable by others than those whose files a
     link may point at.
+
+    Args:
+        folder: Where to look.
+        unread: Takes the paths that could not be looked at, and why.
     """
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        logger.warning("a folder of the spool cannot be read", extra={"reason": error.strerror})
+        unread[str(folder)] = str(error.strerror)
         return
     for entry in entries:
         if entry.name.startswith(".") or entry.name.lower().endswith(UNFINISHED):
             continue
+        if not filenames.is_storable(entry.name):
+            unread[entry.path] = f"the name of inode {entry.inode()} is no UTF-8: rename it"
+            continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from files(Path(entry.path))
+                yield from files(Path(entry.path), unread)
                 continue
             status = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue  # it is gone
-        if stat.S_ISREG(status.st_mode):
+        except FileNotFoundError:
+            continue  # it went while we looked
+        except OSError as error:
+            unread[entry.path] = str(error.strerror)
+            continue
+        # Notes and lists of files lie in spools too.
+        is_audio = filenames.AUDIO_EXTENSION.fullmatch(filenames.parse(entry.name).extension)
+        if is_audio and stat.S_ISREG(status.st_mode):
             changed_at = max(status.st_mtime, status.st_ctime)
             yield Found(entry.path, status.st_size, status.st_mtime_ns, changed_at)
+
+
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _group(path: str) -> str:
@@ -214,9 +235,9 @@ class Watch:
         """Scan and return the seconds until the next scan is worth it."""
         try:
             wait_s = self._scanner.scan()
-        except Exception:
+        except Exception as error:
             # The database may be away; the files are not, so the next scan finds them.
-            logger.exception("the spool could not be scanned")
+            logger.error("the spool could not be scanned", extra={"error": log.frames(error)})
             return _RETRY_S
         return self._rescan_s if wait_s is None else wait_s
 

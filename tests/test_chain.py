@@ -21,8 +21,10 @@ from callcore.calls import (
     StepState,
     now,
 )
+from callcore.chain import BUSY_RESEND_S, MAX_BACKLOG
 from callcore.errors import AudioError, ConfigError
 from callcore.ledger import RESEND_S
+from callcore.log import TextFormatter
 from callcore.steps import table
 from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
@@ -75,6 +77,25 @@ def stored(works: Works, audio_id: str) -> Recording:
 
 def status_of(works: Works, audio_id: str) -> dict[str, str]:
     return {step.name: str(step.status) for step in works.storage.steps(audio_id)}
+
+
+def fail_settling(works: Works, audio_id: str, clock: Clock) -> None:
+    """Try as often as is tried."""
+    for _ in range(4):
+        works.chain.settle(audio_id)
+        clock.move(60)
+
+
+def _broken(*_: object) -> None:
+    raise ValueError("the caller said 4711")
+
+
+class OnSqlite:
+    """What becomes of files does not depend on the database."""
+
+    @pytest.fixture
+    def database_url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path / 'callcore.db'}"
 
 
 class TestWholeWay:
@@ -175,7 +196,7 @@ class TestWholeWay:
         assert len(works.storage.live_segments(leg.call_id)) == 1
 
 
-class TestCompleteness:
+class TestCompleteness(OnSqlite):
     def test_a_file_that_changes_is_left_alone(
         self, works: Works, spool: Path, clock: Clock
     ) -> None:
@@ -273,8 +294,49 @@ class TestCompleteness:
         works.run()
         assert len(works.engines.calls) == 3  # nothing had changed
 
+    @pytest.mark.parametrize("kind", ["missing", "refused"])
+    def test_a_file_that_comes_back_under_its_path_is_taken_in(
+        self, works: Works, spool: Path, clock: Clock, kind: str
+    ) -> None:
+        path = spool / f"{ID}.wav"
+        if kind == "refused":
+            path.write_bytes(b"rubbish" * 20)
+        audio_id = accept(works, path)
+        clock.move(settling.ABSENT_S + 1)
+        works.run()
+        assert str(works.storage.recording(audio_id).state) == kind
+        write_wav(path)
+        back = intake.accept_recording(
+            works.storage, works.settings, CallFacts(), "spool", [Media("mixed", str(path))]
+        )
+        assert (back.audio_id, back.created, back.wake) == (audio_id, False, True)
+        works.run()
+        assert stored(works, audio_id).reason is None
+        assert document.read(works.storage, audio_id)["status"] == DocumentState.COMPLETED
 
-class TestUnreadable:
+    def test_what_killed_workers_had_begun_to_copy_is_removed(
+        self, works: Works, spool: Path
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        folder = settling.folder_of(works.storage.recording(audio_id), works.settings.audio_dir)
+        folder.mkdir(parents=True)
+        stale, fresh = folder / ".0123.part", folder / ".4567.part"  # the clock is an hour ahead
+        for partial, age_s in ((stale, 10), (fresh, -3600)):
+            partial.write_bytes(b"half")
+            at = now().timestamp() - age_s
+            os.utime(partial, (at, at))
+        works.run()
+        stored(works, audio_id)
+        assert not stale.exists()
+        assert fresh.exists()  # another worker may be writing it
+
+    def test_a_path_that_leaves_the_audio_folder_again_is_not_ours(self, works: Works) -> None:
+        audio_dir = works.settings.audio_dir
+        assert settling.is_ours(f"{audio_dir}/a/b.wav", audio_dir)
+        assert not settling.is_ours(f"{audio_dir}/../b.wav", audio_dir)
+
+
+class TestUnreadable(OnSqlite):
     @pytest.mark.parametrize(
         ("name", "content"),
         [
@@ -306,7 +368,25 @@ class TestUnreadable:
         write_wav(spool / f"{ID}-agent.wav", seconds=0)
         audio_id = accept(works, write_wav(spool / f"{ID}-caller.wav"))
         works.run()
-        assert [each.role for each in stored(works, audio_id).media] == ["caller"]
+        recording = stored(works, audio_id)
+        assert [each.role for each in recording.media] == ["caller"]
+        reason = "the agent file was left out: the file holds no audio"
+        assert document.read(works.storage, audio_id)["recording"]["reason"] == reason
+        write_wav(spool / f"{ID}-agent.wav")
+        accept(works, spool / f"{ID}-agent.wav")  # it was not finished, and is now
+        works.run()
+        assert [each.role for each in stored(works, audio_id).media] == ["caller", "agent"]
+        assert stored(works, audio_id).reason is None
+
+    def test_who_is_only_in_the_mix_is_heard_there(self, works: Works, spool: Path) -> None:
+        for leg in ("", "-caller"):
+            write_wav(spool / f"{ID}{leg}.wav")
+        write_wav(spool / f"{ID}-agent.wav", seconds=0)
+        audio_id = accept(works, spool / f"{ID}.wav")
+        works.run()
+        assert [each.role for each in stored(works, audio_id).media] == ["mixed", "caller"]
+        segments = works.storage.results(audio_id)["transcribe"]["segments"]
+        assert [segment["leg"] for segment in segments] == ["mixed"]
 
     def test_a_second_file_stands_in_for_an_unreadable_one(self, works: Works, spool: Path) -> None:
         (spool / f"{ID}.wav").write_bytes(b"rubbish" * 20)
@@ -404,10 +484,7 @@ class TestFailures:
     def test_an_unexpected_error_is_retried_and_its_words_stay_out_of_the_record(
         self, works: Works, spool: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(*_: object) -> None:
-            raise ValueError("the caller said 4711")
-
-        monkeypatch.setattr(settling, "settle", broken)
+        monkeypatch.setattr(settling, "settle", _broken)
         audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
         works.run()
         [settle, _] = works.storage.steps(audio_id)
@@ -415,6 +492,98 @@ class TestFailures:
         assert settle.error is not None
         assert "ValueError" in settle.error
         assert "4711" not in settle.error
+
+    def test_a_recording_that_cannot_be_settled_is_refused_with_what_to_do(
+        self, works: Works, spool: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_wav(spool / f"{ID}.wav")
+        real = Path.open
+
+        def locked(self: Path, *args: Any, **kwargs: Any) -> Any:
+            if self == path:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(self, *args, **kwargs)
+
+        audio_id = accept(works, path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", locked)
+            fail_settling(works, audio_id, clock)
+        recording = works.storage.recording(audio_id)
+        reason = (
+            "the file cannot be read (Permission denied): "
+            "let callcore's user read the file and its folder"
+        )
+        assert (recording.state, recording.reason) == (RecordingState.REFUSED, reason)
+        [settle, transcribe] = works.storage.steps(audio_id)
+        assert (settle.attempts, settle.error) == (4, reason)
+        assert transcribe.status is StepState.SKIPPED
+        accept(works, path)
+        works.run()
+        assert document.read(works.storage, audio_id)["status"] == DocumentState.COMPLETED
+
+    def test_a_copy_that_cannot_be_written_says_so(
+        self, works: Works, spool: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def locked(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        monkeypatch.setattr(Path, "mkdir", locked)
+        works.chain.settle(audio_id)
+        [settle, _] = works.storage.steps(audio_id)
+        assert (settle.status, settle.error) == (
+            StepState.PENDING,
+            "its copy cannot be written (Permission denied): "
+            "let callcore's user write to the audio folder",
+        )
+
+    def test_what_is_stored_stays_stored_when_a_later_file_cannot_be_settled(
+        self, works: Works, spool: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}-caller.wav"))
+        works.chain.settle(audio_id)
+        accept(works, write_wav(spool / f"{ID}-agent.wav"))
+        with monkeypatch.context() as patch:
+            patch.setattr(settling, "_copy_bytes", _broken)
+            fail_settling(works, audio_id, clock)
+        assert status_of(works, audio_id) == {SETTLE: "failed", "transcribe": "skipped"}
+        recording = stored(works, audio_id)
+        assert [each.role for each in recording.media] == ["caller"]
+        assert recording.reason is not None
+        accept(works, spool / f"{ID}-agent.wav")
+        works.run()
+        assert status_of(works, audio_id) == {SETTLE: "done", "transcribe": "done"}
+
+    def test_what_was_skipped_runs_when_the_same_audio_is_settled_after_all(
+        self, works: Works, spool: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_wav(spool / f"{ID}.wav")
+        audio_id = accept(works, path)
+        works.chain.settle(audio_id)
+        accept(works, path, renewed=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(settling, "_copy_bytes", _broken)
+            fail_settling(works, audio_id, clock)
+        assert status_of(works, audio_id) == {SETTLE: "failed", "transcribe": "skipped"}
+        accept(works, path)
+        works.run()
+        assert status_of(works, audio_id) == {SETTLE: "done", "transcribe": "done"}
+
+    def test_neither_numbers_nor_words_in_an_error_reach_the_log(
+        self,
+        works: Works,
+        spool: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(settling, "settle", _broken)
+        accept(works, write_wav(spool / f"{ID}.wav"))
+        works.run()
+        [record] = [each for each in caplog.records if each.levelname == "ERROR"]
+        assert "4711" not in TextFormatter().format(record)
+        error = str(vars(record)["error"])
+        assert error.startswith("ValueError at callcore/chain.py:")
+        assert "tests/test_chain.py:" in error
 
     def test_events_that_cannot_be_published_harm_nothing(
         self, works: Works, spool: Path, monkeypatch: pytest.MonkeyPatch
@@ -524,11 +693,39 @@ class TestSweep:
     ) -> None:
         accept(works, write_wav(spool / f"{ID}.wav"))
         clock.move(RESEND_S)
-        for waiting in (1000, None):
+        for waiting in ({"io": 1000, "cpu": 0}, None):
             works.waker.waiting = waiting
             assert works.chain.sweep() == 0
-        works.waker.waiting = 0
+        works.waker.waiting = {"io": 0, "cpu": 1000}
         assert works.chain.sweep() == 1
+
+    def test_a_full_queue_of_long_steps_holds_up_no_settling(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        works.chain.settle(audio_id)
+        works.waker.woken.clear()
+        late = accept(works, write_wav(spool / "other.wav", pitch=600))
+        clock.move(BUSY_RESEND_S)
+        works.waker.waiting = {"io": 0, "cpu": MAX_BACKLOG}
+        assert works.chain.sweep() == 1
+        assert works.waker.woken == [(SETTLE, late)]
+
+    def test_what_most_likely_waits_in_its_queue_is_not_sent_again_and_again(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        works.chain.settle(audio_id)
+        works.waker.waiting = {"io": 0, "cpu": 1}
+        sent = 0
+        for _ in range(int(BUSY_RESEND_S / RESEND_S)):
+            sent += works.chain.sweep()
+            clock.move(RESEND_S)
+        assert sent == 0
+        assert works.chain.sweep() == 1  # in case it was lost
+        works.waker.waiting = {"io": 0, "cpu": 0}
+        clock.move(RESEND_S)
+        assert works.chain.sweep() == 1  # then it was lost indeed
 
     def test_calls_that_never_sent_audio_are_ended_and_announced(
         self, works: Works, clock: Clock

@@ -90,7 +90,7 @@ def test_a_killed_inference_process_costs_no_words_of_the_live_call(site: Site, 
     for _ in range(2):
         [engine] = site.wait(
             "the inference process",
-            lambda: [c for c in daemon.children() if "callcore.inference" in c.cmdline()],
+            lambda: [c for c in daemon.children() if "callcore.inference_child" in c.cmdline()],
         )
         engine.send_signal(signal.SIGKILL)
         psutil.wait_procs([engine], timeout=30)

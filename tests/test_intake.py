@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from callcore import intake
+from callcore import intake, settling
 from callcore.calls import CallFacts, LegState, Media, RecordingState
 from callcore.errors import NotFound, Refused
 from callcore.intake import Accepted
-from callcore.storage import Storage
+from callcore.storage import Storage, call_rows
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.recordings import Works, make_settings, write_wav
 
@@ -207,8 +207,79 @@ class TestDuplicates:
         assert {works.storage.recording(each).audio_id for each in ids} == ids
         assert len(works.storage.recordings(None, 10)[0]) == 2
 
+    @pytest.mark.parametrize("other", ["agent", "mixed"])
+    def test_one_equal_file_does_not_make_two_recordings_one(
+        self, works: Works, tmp_path: Path, other: str
+    ) -> None:
+        # The silent callers are equal; what else was recorded is not.
+        ids = []
+        for name, suffix, pitch in (("x", "-agent", 300), ("y", other, 600)):
+            suffix = "" if suffix == "mixed" else f"-{suffix.removeprefix('-')}"
+            paths = [write_wav(tmp_path / f"{name}-caller.wav", pitch=0)]
+            paths.append(write_wav(tmp_path / f"{name}{suffix}.wav", pitch=pitch))
+            ids += {accept(works, CallFacts(), "spool", path).audio_id for path in paths}
+        works.run()
+        assert len(ids) == 2
+        assert [works.storage.recording(each).audio_id for each in ids] == ids
+        assert all(len(works.storage.recording(each).media) == 2 for each in ids)
+
+    def test_a_recording_of_more_files_is_still_the_same_recording(
+        self, works: Works, tmp_path: Path
+    ) -> None:
+        path = write_wav(works.settings.audio_dir / "incoming" / "x.wav")
+        upload = accept(works, CallFacts(), "upload", path, "holiday.wav")
+        works.run()
+        paths = [write_wav(tmp_path / "z.wav"), write_wav(tmp_path / "z-caller.wav", pitch=300)]
+        whole = {accept(works, CallFacts(), "spool", path).audio_id for path in paths}
+        works.run()
+        assert {works.storage.recording(each).audio_id for each in whole} == {upload.audio_id}
+        roles = [media.role for media in works.storage.recording(upload.audio_id).media]
+        assert roles == ["mixed", "caller"]
+
+    def test_a_recording_whose_audio_is_gone_swallows_no_other(
+        self, works: Works, clock: Clock, tmp_path: Path
+    ) -> None:
+        path = write_wav(tmp_path / f"{ID}.wav")
+        first = accept(works, CallFacts(), "spool", path)
+        works.run()
+        for lost in (path, Path(works.storage.recording(first.audio_id).media[0].path)):
+            lost.unlink()
+        media = [Media("mixed", str(path))]
+        intake.accept_recording(
+            works.storage, works.settings, CallFacts(), "spool", media, renewed=True
+        )
+        clock.move(settling.ABSENT_S + 1)
+        works.run()
+        assert works.storage.recording(first.audio_id).state is RecordingState.MISSING
+        upload = write_wav(works.settings.audio_dir / "incoming" / "x.wav")
+        second = accept(works, CallFacts(), "upload", upload, "holiday.wav")
+        works.run()
+        recording = works.storage.recording(second.audio_id)
+        assert (recording.audio_id, recording.state) == (second.audio_id, RecordingState.STORED)
+
+    def test_a_door_that_names_our_own_copy_does_not_destroy_it(self, works: Works) -> None:
+        path = write_wav(works.settings.audio_dir / "incoming" / "x.wav")
+        upload = accept(works, CallFacts(), "upload", path, "holiday.wav")
+        works.run()
+        [copy] = works.storage.recording(upload.audio_id).media
+        again = accept(works, CallFacts(), "spool", copy.path)  # its folder lies in another
+        works.run()
+        assert works.storage.recording(again.audio_id).audio_id == upload.audio_id
+        assert Path(copy.path).is_file()
+
 
 class TestRefusals:
+    @pytest.mark.parametrize("name", ["a\0b.wav", "a\udcffb.wav"])
+    def test_a_name_that_no_database_takes_is_refused(self, works: Works, name: str) -> None:
+        for path, original in ((f"/spool/{name}", None), ("/uploads/x.wav", name)):
+            with pytest.raises(Refused) as caught:
+                accept(works, CallFacts(), "upload", path, original)
+            assert (caught.value.code, caught.value.field) == ("bad-name", "file")
+        with pytest.raises(Refused):
+            accept(works, CallFacts(call_id="1\0002"), "upload", "/x.wav")
+        with pytest.raises(NotFound):
+            works.storage.recording("1\0002")
+
     @pytest.mark.parametrize(
         ("facts", "field"),
         [
@@ -337,6 +408,51 @@ class TestCaptures:
         assert capture is not None
         recording = works.storage.recording(capture.audio_id)
         assert (recording.source, recording.state) == ("capture", RecordingState.STORED)
+
+    def test_a_recording_that_fails_to_settle_leaves_the_capture(
+        self, works: Works, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        call_id = self.end_captured_call(works, clock)
+        capture = intake.accept_capture(works.storage, works.settings, call_id)
+        own = accept(works, CallFacts(), "spool", write_wav(tmp_path / f"{ID}.wav"))
+        real = settling._copy_bytes
+
+        def broken(source: Path, target: Path) -> str:
+            if source.name == f"{ID}.wav":
+                raise ValueError("nobody expected this")
+            return real(source, target)
+
+        monkeypatch.setattr(settling, "_copy_bytes", broken)
+        for _ in range(10):
+            works.run()
+            clock.move(10)
+        assert works.storage.recording(own.audio_id).state is RecordingState.REFUSED
+        assert capture is not None
+        recording = works.storage.recording(capture.audio_id)
+        assert (recording.source, recording.state) == ("capture", RecordingState.STORED)
+
+    def test_a_capture_that_gives_way_takes_locks_in_the_order_of_all_others(
+        self, works: Works, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # In the other order two settlings of one call stop each other in PostgreSQL.
+        call_id = self.end_captured_call(works, clock)
+        own = accept(works, CallFacts(), "spool", write_wav(tmp_path / f"{ID}.wav"))
+        works.run()
+        capture = intake.accept_capture(works.storage, works.settings, call_id)
+        assert capture is not None
+        locked: list[int] = []
+        real = works.storage.database.serialize
+
+        def serialize(subject: int) -> None:
+            locked.append(subject)
+            real(subject)
+
+        clock.move(31)
+        monkeypatch.setattr(works.storage.database, "serialize", serialize)
+        works.chain.settle(capture.audio_id)
+        assert works.storage.recording(capture.audio_id).audio_id == own.audio_id
+        assert len(set(locked)) == 2
+        assert locked[0] == call_rows.CALLS
 
     def test_captures_are_kept_always_or_never_by_setting(self, works: Works, clock: Clock) -> None:
         call_id = self.end_captured_call(works, clock)

@@ -24,10 +24,10 @@ def waker(stopped_valkey: Valkey) -> Iterator[Waker]:
 def test_a_message_names_a_step_and_a_recording_and_nothing_else(
     valkey: Valkey, waker: Waker
 ) -> None:
-    assert waker.backlog() == 0
+    assert waker.backlog() == {"io": 0, "cpu": 0}
     assert waker.wake("settle", "recording-1")
     assert waker.wake("transcribe", "recording-1")
-    assert waker.backlog() == 2
+    assert waker.backlog() == {"io": 1, "cpu": 1}
     broker = make_broker(valkey.settings)
     for step in ("settle", "transcribe"):
         message = next(broker.consume(queue_of(step), timeout=1000))

@@ -24,6 +24,7 @@ NEEDS = {
     "d": (SETTLE, "c"),
 }
 STEPS = ("a", "b", "c", "d")
+ALL = (SETTLE, *STEPS)
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ class TestClaims:
         audio_id = add_recording(storage, ledger, wait_s=60)
         assert ledger.claim(audio_id, SETTLE) is None
         assert ledger.claim(audio_id, "a") is None
-        assert ledger.due(10) == []
+        assert ledger.due(ALL, 10) == []
         clock.move(61)
-        assert ledger.due(10) == [(audio_id, SETTLE)]
+        assert ledger.due(ALL, 10) == [(audio_id, SETTLE)]
         assert must_claim(ledger, audio_id, SETTLE).attempt == 1
 
 
@@ -109,7 +110,7 @@ class TestLeases:
         clock.move(29)
         assert ledger.claim(audio_id, SETTLE) is None
         clock.move(2)
-        assert ledger.due(10) == [(audio_id, SETTLE)]
+        assert ledger.due(ALL, 10) == [(audio_id, SETTLE)]
         heir = must_claim(ledger, audio_id, SETTLE)
         assert heir.attempt == 2
         assert heir.owner != dead.owner
@@ -177,7 +178,7 @@ class TestOrder:
         claim = must_claim(ledger, audio_id, "d")
         assert ledger.finish(claim, {}, NEEDS).over
         assert set(states(storage, audio_id).values()) == {"done"}
-        assert ledger.due(10) == []
+        assert ledger.due(ALL, 10) == []
 
     def test_two_steps_that_finish_at_once_release_the_one_that_needs_both(
         self, storage: Storage, ledger: Ledger
@@ -273,11 +274,11 @@ class TestSweep:
         self, storage: Storage, ledger: Ledger, clock: Clock
     ) -> None:
         audio_id = add_recording(storage, ledger)
-        assert ledger.due(10) == []  # who enqueued it has told a worker
+        assert ledger.due(ALL, 10) == []  # who enqueued it has told a worker
         for _ in range(3):
             clock.move(RESEND_S)
-            assert ledger.due(10) == [(audio_id, SETTLE)]
-            assert ledger.due(10) == []
+            assert ledger.due(ALL, 10) == [(audio_id, SETTLE)]
+            assert ledger.due(ALL, 10) == []
 
     def test_sweeps_that_run_at_once_tell_of_each_step_once(
         self, storage: Storage, ledger: Ledger, clock: Clock
@@ -285,7 +286,7 @@ class TestSweep:
         recordings = [add_recording(storage, ledger) for _ in range(30)]
         clock.move(RESEND_S)
         with ThreadPoolExecutor(4) as pool:
-            answers = pool.map(lambda _: ledger.due(100), range(4))
+            answers = pool.map(lambda _: ledger.due(ALL, 100), range(4))
             told = list(itertools.chain.from_iterable(answers))
         assert sorted(told) == sorted((each, SETTLE) for each in recordings)
 
@@ -296,5 +297,19 @@ class TestSweep:
         clock.move(1)
         add_recording(storage, ledger)
         clock.move(RESEND_S)
-        assert ledger.due(1) == [(first, SETTLE)]
-        assert ledger.due(0) == []
+        assert ledger.due(ALL, 1) == [(first, SETTLE)]
+        assert ledger.due(ALL, 0) == []
+
+    def test_what_was_told_lately_comes_after_what_was_not(
+        self, storage: Storage, ledger: Ledger, clock: Clock
+    ) -> None:
+        first = add_recording(storage, ledger)
+        clock.move(RESEND_S)
+        assert ledger.due(ALL, 1) == [(first, SETTLE)]
+        late = add_recording(storage, ledger, wait_s=1.0)  # nobody has been told
+        clock.move(RESEND_S)
+        assert ledger.due(ALL, 1) == [(late, SETTLE)]
+        assert ledger.due(ALL, 1) == [(first, SETTLE)]
+        clock.move(RESEND_S)
+        assert ledger.due(STEPS, 9) == []
+        assert ledger.due(ALL, 9, resend_s=RESEND_S + 1) == []

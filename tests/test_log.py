@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +47,21 @@ def test_a_json_line_is_one_object(stream: io.StringIO) -> None:
     assert (entry["call_id"], entry["n"], entry["level"]) == ("17.1", 1, "ERROR")
     assert "ValueError: boom" in entry["exception"]
     assert "leg" not in entry
+
+
+def test_an_error_is_told_by_its_places_and_never_by_its_message() -> None:
+    try:
+        try:
+            Path("/nowhere/0700123456.wav").read_bytes()
+        except OSError as error:
+            raise ValueError("she said 4711") from error
+    except ValueError as error:
+        told = log.frames(error)
+    assert told.count("tests/test_log.py:") == 2
+    assert told.startswith("ValueError at ")
+    assert " from FileNotFoundError at " in told
+    assert not {"0700123456", "4711"} & set(re.split(r"\W+", told))
+    assert log.frames(KeyError("0700")) == "KeyError"
 
 
 def test_contexts_nest_and_end(stream: io.StringIO) -> None:

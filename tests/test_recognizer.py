@@ -29,7 +29,7 @@ class Bench:
         self.clock = Clock()
         self.inference = inference or FakeInference()
         self.recognizer = Recognizer(self.inference, clock=self.clock, config=config)
-        self.recognizer._loop = asyncio.get_running_loop()
+        self.queue = self.recognizer._queue
         self.legs = []
 
     def open(self, samples=None, *, language="en", spill=None, capacity=60 * SECOND):
@@ -201,7 +201,7 @@ async def test_finals_go_before_partials():
     other.ring.append(call(1003).tobytes())
     for _ in range(8):
         await bench.tick(answer="vad")
-    order = sorted(bench.recognizer._waiting, key=lambda job: job.order)
+    order = sorted(bench.queue._waiting, key=lambda job: job.order)
     assert [job.kind.name for job in order][:2] == ["FINAL", "PARTIAL"]
     await bench.settle()
     assert other.listener.words == ["w1003"]
@@ -215,14 +215,14 @@ async def test_under_load_partials_become_rare_and_stop_and_no_final_is_lost():
     for _ in range(30):
         # The detector keeps up, the decoder does not.
         await bench.play(leg, call(next(words), gap=0.7), answer="vad")
-        level.append(bench.recognizer.load.level)
+        level.append(bench.queue.load.level)
     assert level[-1] == len(RecognizerConfig().partial_intervals_s) + 1
-    assert not bench.recognizer.load.speculates
+    assert not bench.queue.load.speculates
     await bench.finish()
     assert leg.listener.words == [f"w{i}" for i in range(1001, 1031)]
     for _ in range(500):
         await bench.tick()
-    assert bench.recognizer.load.level == 0
+    assert bench.queue.load.level == 0
 
 
 async def test_the_leg_is_told_when_its_words_fall_behind_and_when_they_are_back():
@@ -293,7 +293,7 @@ async def test_what_the_ring_has_lost_is_read_from_the_spill():
     await bench.settle()
     for _ in range(400):
         await bench.tick()
-        await asyncio.gather(*bench.recognizer._fetches)
+        await asyncio.gather(*bench.queue.fetches)
     await bench.finish()
     assert leg.listener.words == [f"w{i}" for i in range(1001, 1021)]
     assert reads
@@ -311,7 +311,7 @@ async def test_a_spill_that_fails_loses_its_own_words_only_and_the_leg_still_end
     bench.inference.stopped = False
     for _ in range(50):
         await bench.tick()
-        await asyncio.gather(*bench.recognizer._fetches)
+        await asyncio.gather(*bench.queue.fetches)
     await bench.finish()
     assert leg.listener.words[-1] == "w1020"
 
@@ -391,9 +391,9 @@ async def test_two_names_of_one_model_share_its_threads():
     inference = FakeInference()
     inference.engines["live_multilingual"] = inference.engines["live"]
     recognizer = Recognizer(inference)
-    assert recognizer._lanes["live"] is recognizer._lanes["live_multilingual"]
+    assert recognizer._queue.lanes["live"] is recognizer._queue.lanes["live_multilingual"]
     del inference.engines["live"]
-    assert Recognizer(inference)._lanes["live"].engine == "live_multilingual"
+    assert Recognizer(inference)._queue.lanes["live"].engine == "live_multilingual"
     del inference.engines["live_multilingual"]
     with pytest.raises(ValueError, match="no engine"):
         Recognizer(inference)
@@ -492,13 +492,13 @@ async def spans_of(samples, *, rng=None, threads=1, language="en"):
             await asyncio.sleep(0)
         if rng.random() < 0.05:
             bench.inference.die()
-        if bench.recognizer._fetches:
-            await asyncio.gather(*bench.recognizer._fetches)
+        if bench.queue.fetches:
+            await asyncio.gather(*bench.queue.fetches)
     tasks = [asyncio.create_task(leg.recognition.finish())]
     for _ in range(5000):
         await bench.tick()
-        if bench.recognizer._fetches:
-            await asyncio.gather(*bench.recognizer._fetches)
+        if bench.queue.fetches:
+            await asyncio.gather(*bench.queue.fetches)
         if tasks[0].done():
             return leg.listener.spans
     raise AssertionError("finish never returns")

@@ -14,6 +14,7 @@ import pytest
 
 from callcore import spool
 from callcore.calls import RecordingState, now
+from callcore.log import TextFormatter
 from callcore.spool import Scanner, Watch, files
 from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
@@ -113,6 +114,51 @@ class TestScans:
         scanner.scan()
         assert count(works) == 0
 
+    def test_what_is_no_sound_file_is_no_recording(
+        self, works: Works, folder: Path, scanner: Scanner
+    ) -> None:
+        for name in ("notes.txt", "calls.csv", "README", "1700000000.1.wav.md5", "x.w", "x.avwav"):
+            (folder / name).write_text("no sound")
+        write_wav(folder / f"{ID}.WAV")
+        scanner.scan()
+        assert names(works) == {ID}
+
+    def test_a_name_that_is_no_utf8_is_told_once_and_holds_up_no_other(
+        self,
+        works: Works,
+        folder: Path,
+        scanner: Scanner,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        write_wav(folder / os.fsdecode(b"call \xff.wav"))
+        write_wav(folder / f"{ID}.wav")
+        for _ in range(3):
+            scanner.scan()
+        assert names(works) == {ID}
+        [record] = caplog.records
+        assert "no UTF-8" in vars(record)["reason"]
+
+    def test_files_of_a_folder_that_cannot_be_read_now_are_not_forgotten(
+        self, works: Works, folder: Path, scanner: Scanner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = write_wav(folder / "1700000000.1.wav")
+        write_wav(folder / "share" / "1700000000.2.wav")
+        scanner.scan()
+        before = works.storage.spool_files()
+        assert len(before) == 2
+        real = os.scandir
+
+        def stale(path: Path) -> object:
+            if path.name == "share":
+                raise OSError(116, "Stale file handle")
+            return real(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", stale)
+            gone.unlink()
+            scanner.scan()
+        assert works.storage.spool_files().keys() == before.keys() - {str(gone)}
+
     def test_a_hard_link_is_a_file(self, works: Works, folder: Path, scanner: Scanner) -> None:
         # Some PBXs move recordings out of their own folder so.
         (folder / f"{ID}.wav").hardlink_to(write_wav(folder.parent / "x.wav"))
@@ -208,7 +254,7 @@ class TestScans:
         assert recording.state is RecordingState.STORED
 
     def test_a_folder_that_cannot_be_read_is_no_error(self, works: Works, tmp_path: Path) -> None:
-        assert list(files(tmp_path / "nothing")) == []
+        assert list(files(tmp_path / "nothing", {})) == []
 
     def test_each_of_many_files_is_one_recording(
         self, works: Works, folder: Path, scanner: Scanner, woken: list[str]
@@ -294,6 +340,18 @@ class TestWatching:
         assert failed.wait(30)
         monkeypatch.setattr(watched.storage, "spool_files", real)
         self.wait_for(lambda: names(watched) == {ID})
+
+    def test_an_error_that_names_a_file_does_not_reach_the_log(
+        self, works: Works, folder: Path, woken: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def away() -> dict[str, tuple[int, int]]:
+            raise ConnectionError("Failing row contains (0700123456.wav)")
+
+        works.storage.spool_files = away  # type: ignore[method-assign]
+        Watch(Scanner(works.storage, works.settings, woken.append), folder)._scan()
+        [record] = caplog.records
+        assert "0700" not in TextFormatter().format(record)
+        assert "ConnectionError at callcore/spool.py:" in vars(record)["error"]
 
     def test_a_folder_that_cannot_be_watched_is_scanned(
         self, works: Works, folder: Path, woken: list[str], monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import dramatiq
 from dramatiq.middleware import Middleware
 
 from callcore.chain import Chain
+from callcore.log import frames
 from workers.engines import WorkerEngines
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,6 @@ class Housekeeping(Middleware):
                 return
             try:
                 self._chain.sweep()
-            except Exception:
+            except Exception as error:
                 # The database may be away for a while; the next sweep finds what this one missed.
-                logger.exception("the sweep failed")
+                logger.error("the sweep failed", extra={"error": frames(error)})

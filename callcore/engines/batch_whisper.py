@@ -38,8 +38,10 @@ _PARAMETERS: dict[str, Any] = {
     "vad_filter": True,
     "vad_parameters": {
         "threshold": 0.5,
-        "min_silence_duration_ms": 500,
-        "speech_pad_ms": 300,
+        # Stretches of speech are joined before they are decoded. With two seconds of the line's
+        # own silence between them words stay in their turn; with less they slip into the next.
+        "min_silence_duration_ms": 2000,
+        "speech_pad_ms": 1000,
     },
 }
 

@@ -43,15 +43,25 @@ class Track:
 
 
 def tracks(media: tuple[Media, ...]) -> list[Track]:
-    """Return who is to be heard where: files of legs if there are any, else channels, else all."""
-    legs = [each for each in media if each.role not in ("mixed", "stereo")]
-    if legs:
-        # ``caller.2`` is a second stream of the caller.
-        return [Track(each.role.partition(".")[0], each, None) for each in legs]
-    stereo = next((each for each in media if each.role == "stereo"), None)
+    """Return who is to be heard where: files of legs, else channels, else all in one.
+
+    Where a file of the whole call is there, those of legs count only if both sides have one: who
+    has none would be heard nowhere.
+    """
+    whole = [each for each in media if _party(each) in ("mixed", "stereo")]
+    legs = [each for each in media if each not in whole]
+    sides = {_party(each).partition("-")[0] for each in legs}
+    if legs and (len(sides) > 1 or not whole):
+        return [Track(_party(each), each, None) for each in legs]
+    stereo = next((each for each in whole if each.role == "stereo"), None)
     if stereo is not None:
         return [Track("caller", stereo, 0), Track("agent", stereo, 1)]
-    return [Track("mixed", each, None) for each in media]
+    return [Track("mixed", each, None) for each in whole]
+
+
+def _party(media: Media) -> str:
+    """Return whose file it is: ``caller.2`` is a second stream of the caller."""
+    return media.role.partition(".")[0]
 
 
 def run(context: StepContext) -> dict[str, Any]:

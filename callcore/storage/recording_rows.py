@@ -90,9 +90,12 @@ def report(db: Database, said: Report, moment: datetime) -> Reported:
         return Reported(audio_id, created=True, changed=True)
     audio_id = row["audio_id"]
     _unite(db, row, said, moment)
-    if said.renewed or row["state"] != RecordingState.STORED:
+    # A reason says that a file was not there or not readable when it was looked at: it may be now.
+    amiss = row["reason"] is not None
+    if said.renewed or amiss or row["state"] != RecordingState.STORED:
         added = add_files(db, audio_id, said.media, said.source, said.original_name)
-        return Reported(audio_id, created=False, changed=said.renewed or bool(added))
+        changed = said.renewed or bool(added) or (amiss and bool(said.media))
+        return Reported(audio_id, created=False, changed=changed)
     stored = {row["role"]: row["origin"] for row in media_rows(db, audio_id)}
     new = [media for media in said.media if media.role not in stored]
     added = add_files(db, audio_id, new, said.source, said.original_name)
@@ -211,9 +214,11 @@ def find_duplicate(db: Database, audio_id: str, media: Sequence[StoredMedia]) ->
     """Return the recording that already holds the same audio of the same channel, if one does.
 
     Equal bytes alone say nothing: two silent calls are equal. So recordings that name different
-    channels or different calls never merge.
+    channels or different calls never merge, nor do those of which each has a file that the other
+    has not.
     """
     row = recording_row(db, audio_id)
+    mine = {each.role: each.sha256 for each in media}
     for each in media:
         query = (
             tables.Recording.select()
@@ -222,11 +227,14 @@ def find_duplicate(db: Database, audio_id: str, media: Sequence[StoredMedia]) ->
                 (tables.Media.sha256 == each.sha256)
                 & (tables.Media.role == each.role)
                 & (tables.Recording.audio_id != audio_id)
+                & (tables.Recording.state == RecordingState.STORED)
             )
             .order_by(tables.Recording.created_at, tables.Recording.audio_id)
         )
         for other in db.all(query):
-            if _may_be_one(row, other):
+            theirs = {m["role"]: m["sha256"] for m in media_rows(db, other["audio_id"])}
+            holds = mine.items() <= theirs.items() or theirs.items() <= mine.items()
+            if holds and _may_be_one(row, other):
                 return str(other["audio_id"])
     return None
 
@@ -273,9 +281,17 @@ def merge(db: Database, survivor: str, loser: str, moment: datetime) -> bool:
 
 
 def store(
-    db: Database, audio_id: str, media: Sequence[StoredMedia], offset_s: float | None
+    db: Database,
+    audio_id: str,
+    media: Sequence[StoredMedia],
+    offset_s: float | None,
+    reason: str | None = None,
 ) -> bool:
-    """Put down the checked files; tell whether the audio or its place in the call changed."""
+    """Put down the checked files, and why others are not among them.
+
+    Returns:
+        Whether the audio or its place in the call changed.
+    """
     row = recording_row(db, audio_id)
     before = {(m["role"], m["sha256"], m["offset_s"]) for m in media_rows(db, audio_id)}
     after = {(m.role, m.sha256, m.offset_s) for m in media}
@@ -285,11 +301,9 @@ def store(
         db.run(tables.Media.insert(recording=audio_id, **values))
     duration_s = max(each.offset_s + each.duration_s for each in media)
     recording = tables.Recording
-    db.run(
-        recording.update(
-            state=RecordingState.STORED, reason=None, offset_s=offset_s, duration_s=duration_s
-        ).where(recording.audio_id == audio_id)
-    )
+    new = {"state": RecordingState.STORED, "reason": reason}
+    times = {"offset_s": offset_s, "duration_s": duration_s}
+    db.run(recording.update(**new, **times).where(recording.audio_id == audio_id))
     return before != after or row["offset_s"] != offset_s
 
 
@@ -333,6 +347,8 @@ def resolve(db: Database, any_id: str) -> str:
     Raises:
         NotFound: If there is no such recording.
     """
+    if "\0" in any_id:  # PostgreSQL takes it in no text
+        raise NotFound("no recording has this id")
     alias = tables.RecordingAlias
     row = db.first(alias.select().where(alias.known_as == any_id))
     return str(recording_row(db, row["recording"] if row else any_id)["audio_id"])

@@ -87,13 +87,16 @@ class FakeWaker:
     """Remembers who was woken."""
 
     woken: list[tuple[str, str]] = field(default_factory=list)
-    waiting: int | None = 0
+    waiting: dict[str, int] | None = field(default_factory=lambda: {"io": 0, "cpu": 0})
 
     def wake(self, step: str, audio_id: str) -> bool:
         self.woken.append((step, audio_id))
         return True
 
-    def backlog(self) -> int | None:
+    def queue_of(self, step: str) -> str:
+        return "io" if step == SETTLE else "cpu"
+
+    def backlog(self) -> dict[str, int] | None:
         return self.waiting
 
 

@@ -22,7 +22,9 @@ later versions may add some. What a peer may not do raises ``RemoteProtocolError
 
 * anything but a UUID first, or a second UUID;
 * a UUID that is not 16 bytes, a digit that is not one byte;
-* more than ``MAX_AUDIO_BYTES`` of audio in one message.
+* more than ``MAX_AUDIO_BYTES`` of audio in one message;
+* more than ``MAX_KIND_CHANGES`` changes of the kind of audio: each costs a resampler;
+* more than ``MAX_OTHERS`` messages with hardly any audio that no audio has paid for, see there.
 
 There is no other limit on a message: the length field ends at 65535.
 """
@@ -73,6 +75,20 @@ HEADER_BYTES: Final = 3
 #: Most audio in one message: twice the 7,680 bytes of 20 ms at 192 kHz, rounded up. A longer one
 #: is no telephony but a peer that wants our memory.
 MAX_AUDIO_BYTES: Final = 16384
+
+#: Most changes of the kind of audio in one stream: Asterisk makes one where a codec changes.
+MAX_KIND_CHANGES: Final = 8
+
+#: Less audio than this in a message, 2 ms at 8 kHz, is hardly any: only the end of a sound file.
+MIN_AUDIO_BYTES: Final = 32
+
+#: Most messages with hardly any audio (digits, unknown kinds, tiny frames) that may follow each
+#: other: more digits than anybody types into a silent line, and 2 ms of our time.
+MAX_OTHERS: Final = 200
+
+#: Bytes of audio that pay for one more of them: 10 ms at 8 kHz. Counted in bytes, because there is
+#: no clock here; audio itself cannot run far ahead of the clock (``session.MAX_AHEAD_S``).
+BYTES_PER_OTHER: Final = 160
 
 #: Milliseconds of one frame as Asterisk sends and expects it.
 FRAME_MS: Final = 20
@@ -144,14 +160,6 @@ class Unknown:
     """Bytes of its payload."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The peer closed the connection: how Asterisk normally ends a stream."""
-
-    num_bytes: int
-    """Bytes of a message that was not complete."""
-
-
 class NeedData(Enum):
     """Type of ``NEED_DATA``."""
 
@@ -161,7 +169,7 @@ class NeedData(Enum):
 #: Nothing more can be told until more bytes come.
 NEED_DATA: Final = NeedData.NEED_DATA
 
-Event = UuidReceived | Audio | Dtmf | Hangup | PeerError | Unknown | Closed
+Event = UuidReceived | Audio | Dtmf | Hangup | PeerError | Unknown
 
 
 class Connection:
@@ -172,25 +180,21 @@ class Connection:
     it returns ``NEED_DATA``.
     """
 
-    __slots__ = ("_at", "_data", "_ended", "_error", "_finished", "uuid")
+    __slots__ = ("_at", "_changes", "_credit", "_data", "_error", "_finished", "_kind", "uuid")
 
     def __init__(self) -> None:
         self._data = b""
         self._at = 0
-        self._ended = False
         self._finished = False
+        self._kind: int | None = None  # of the last audio
+        self._changes = 0
+        self._credit = MAX_OTHERS * BYTES_PER_OTHER  # what such messages may still cost
         self._error: RemoteProtocolError | None = None
         self.uuid: str | None = None
         """The stream's UUID, once it was received."""
 
     def receive_data(self, data: bytes) -> None:
-        """Store bytes from the peer.
-
-        Raises:
-            LocalProtocolError: If ``receive_eof`` was called before.
-        """
-        if self._ended:
-            raise LocalProtocolError(f"{len(data)} bytes received after the end of the stream")
+        """Store bytes from the peer."""
         if self._finished or self._error is not None:
             return  # whatever comes after the end is not kept
         if self._at == len(self._data):
@@ -198,10 +202,6 @@ class Connection:
         else:  # at most one unfinished message and what came with it: under 66 KB
             self._data = self._data[self._at :] + data
         self._at = 0
-
-    def receive_eof(self) -> None:
-        """Note that the peer closed; after the stored messages comes ``Closed``."""
-        self._ended = True
 
     def next_event(self) -> Event | NeedData:
         """Return the next message.
@@ -227,12 +227,15 @@ class Connection:
         kind = data[at]
         length = data[at + 1] << 8 | data[at + 2]
         rate = RATES.get(kind)
-        if rate is None or self.uuid is None or length > MAX_AUDIO_BYTES:
+        if rate is None or self.uuid is None or not MIN_AUDIO_BYTES <= length <= MAX_AUDIO_BYTES:
             return self._next_other(kind, length, payload)
+        if kind != self._kind:
+            self._change_kind(kind)
         end = payload + length
         if len(data) < end:
             return self._need_data()
         self._at = end
+        self._credit += length
         # Half a sample belongs to nothing: the next frame starts with a whole one.
         samples = data[payload : end - (length & 1)]
         if merge and len(data) - end >= HEADER_BYTES and data[end] == kind:
@@ -245,29 +248,47 @@ class Connection:
         while len(data) - at >= HEADER_BYTES and data[at] == kind:
             length = data[at + 1] << 8 | data[at + 2]
             payload = at + HEADER_BYTES
-            if length > MAX_AUDIO_BYTES or len(data) - payload < length:
+            if not MIN_AUDIO_BYTES <= length <= MAX_AUDIO_BYTES or len(data) - payload < length:
                 break
             at = payload + length
             parts.append(data[payload : at - (length & 1)])
+        self._credit += at - self._at - HEADER_BYTES * (len(parts) - 1)
         self._at = at
         return Audio(kind, rate, b"".join(parts), len(parts))
 
-    def _need_data(self) -> Event | NeedData:
+    def _change_kind(self, kind: int) -> None:
+        if self._kind is not None:
+            self._changes += 1
+        if self._changes > MAX_KIND_CHANGES:
+            raise self._broken(f"expected at most {MAX_KIND_CHANGES} changes of the kind of audio")
+        self._kind = kind
+
+    def _pay(self) -> None:
+        """Count a message with hardly any audio."""
+        self._credit = min(self._credit, MAX_OTHERS * BYTES_PER_OTHER) - BYTES_PER_OTHER
+        if self._credit < 0:
+            raise self._broken("expected audio, got too many messages with hardly any")
+
+    def _broken(self, fault: str) -> RemoteProtocolError:
+        self._error = RemoteProtocolError(fault)
+        return self._error
+
+    def _need_data(self) -> NeedData:
         if self._error is not None:
             raise self._error
-        if self._ended and not self._finished:
-            self._finished = True
-            return Closed(len(self._data) - self._at)
         return NEED_DATA
 
     def _next_other(self, kind: int, length: int, payload: int) -> Event | NeedData:
         """Return a message that is not audio as usual; check the header before the payload."""
         fault = self._fault(kind, length)
         if fault is not None:
-            self._error = RemoteProtocolError(fault)
-            raise self._error
+            raise self._broken(fault)
+        if kind in RATES and kind != self._kind:
+            self._change_kind(kind)
         if len(self._data) < payload + length:
             return self._need_data()
+        if kind != Kind.UUID:
+            self._pay()
         self._at = payload + length
         body = self._data[payload : self._at]
         if kind == Kind.UUID:
@@ -280,6 +301,8 @@ class Connection:
             return Hangup()
         if kind == Kind.ERROR:
             return PeerError(body[0] if body else None)
+        if kind in RATES:
+            return Audio(kind, RATES[kind], body[: length & ~1])
         return Unknown(kind, length)
 
     def _fault(self, kind: int, length: int) -> str | None:

@@ -1,4 +1,4 @@
-"""``callcore audiosocket``: receives calls from Asterisk, answers nothing but silence.
+"""Receives calls from Asterisk, answers nothing but silence.
 
 The server feeds bytes to ``audiosocket.Connection`` and what comes out to the leg's session. It
 never stops reading a socket: a short write on Asterisk's side ends the caller's leg
@@ -14,17 +14,12 @@ never stops reading a socket: a short write on Asterisk's side ends the caller's
 
 import asyncio
 import contextlib
-import gc
 import logging
-import resource
-import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
-from callcore import model_store
 from callcore.audiosocket import (
     NEED_DATA,
     Audio,
@@ -34,18 +29,13 @@ from callcore.audiosocket import (
     Hangup,
     Kind,
     PeerError,
+    Unknown,
     UuidReceived,
     silence_frame,
 )
-from callcore.bus import Publisher, RedisBus
-from callcore.capture import Capture
 from callcore.errors import Refused, RemoteProtocolError
-from callcore.inference import EngineSpec, InferenceProcess
-from callcore.jobs import Waker
-from callcore.recognizer import Recognizer
-from callcore.session import LegSession, LiveCalls, Records
-from callcore.settings import Address, Settings, broker_url
-from callcore.storage import Storage
+from callcore.session import LegSession, LiveCalls
+from callcore.settings import Address, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +50,9 @@ UUID_TIMEOUT_S = 2.0
 KEEPALIVE_S = 1.0
 #: Seconds in which a peer may close after we have closed our half.
 FAREWELL_S = 2.0
-#: Seconds that legs get for their last words once they are ended.
-SEAL_S = 15.0
-#: Seconds between looks for calls that nobody else ends.
-_SWEEP_S = 5.0
+#: Seconds that legs get for their last words once they are ended. With the drain, the farewell and
+#: the publisher's last events that must stay under the 30 s of ``supervisor.STOP_TIMEOUT_S``.
+SEAL_S = 10.0
 #: Bytes that may wait for a peer that does not read: it gets no more silence then.
 _MAX_UNREAD = 65536
 
@@ -323,8 +312,8 @@ class Peer(asyncio.Protocol):
             if not self._complained:  # once: a peer shall not fill our log
                 logger.warning("peer reports an error", extra={**self._ids(), "code": event.code})
             self._complained = True
-        else:
-            logger.debug("message skipped", extra={**self._ids(), "message_": repr(event)})
+        elif isinstance(event, Unknown):
+            logger.debug("message skipped", extra={**self._ids(), "kind": event.kind})
 
     def _ended(self, reason: str) -> bool:
         """End the stream once; return whether it was this time."""
@@ -344,145 +333,3 @@ class Peer(asyncio.Protocol):
 
     def _ids(self) -> dict[str, Any]:
         return {"leg_uuid": self._leg.uuid if self._leg is not None else None}
-
-
-async def serve(settings: Settings) -> None:
-    """Receive calls until SIGTERM or SIGINT; a second signal ends the draining.
-
-    Raises:
-        CallcoreError: If the database is not migrated, or a model is missing.
-        OSError: If the address is in use.
-    """
-    raise_file_limit()
-    parts = _build(settings)
-    calls = LiveCalls(settings, parts.records, parts.publisher, parts.capture, parts.recognizer)
-    server = AudioSocketServer(settings, calls)
-    try:
-        if parts.inference is not None and parts.recognizer is not None:
-            parts.inference.start()
-            await parts.recognizer.start()
-        await server.start(settings.audiosocket_bind)
-        calls.spawn(_keep_house(calls))
-        await _run_until_signal(server, settings.drain_s)
-    finally:
-        await server.close()
-        await _close(parts)
-        logger.info("stopped", extra={"connections": dict(server.counts)})
-
-
-async def _run_until_signal(server: AudioSocketServer, drain_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-
-    def on_signal() -> None:
-        if stopping.is_set():
-            server.hurry()
-        stopping.set()
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for signum in signals:
-        loop.add_signal_handler(signum, on_signal)
-    try:
-        # What is made from here on is short-lived: the collector need not look at modules again.
-        gc.collect()
-        gc.freeze()
-        await stopping.wait()
-        logger.info("draining", extra={"drain_s": drain_s})
-        await server.close(drain_s)
-    finally:
-        for signum in signals:
-            loop.remove_signal_handler(signum)
-
-
-async def _keep_house(calls: LiveCalls) -> None:
-    """End what earlier daemons left behind, now and from time to time."""
-    try:
-        # The address is ours by now, so no other daemon of our name is alive.
-        await calls.recover()
-    except Exception:
-        # What is left waits for the next start; new calls do not depend on it.
-        logger.exception("earlier calls could not be ended")
-    while not calls.closing.is_set():
-        try:
-            await calls.sweep()
-        except Exception:
-            # Another round may work; without rounds calls would stay live for ever.
-            logger.exception("a sweep failed")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SWEEP_S):
-                await calls.closing.wait()
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: one a leg and one a capture."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def live_engines(settings: Settings) -> dict[str, EngineSpec]:
-    """Return the engines that live recognition needs, by their names in the inference process.
-
-    Raises:
-        ModelError: If a model is not there.
-    """
-
-    def folder(model: str) -> str:
-        return str(model_store.find(settings.models_dir, model))
-
-    def transcriber(model: str) -> EngineSpec:
-        threads = settings.live_threads
-        options = {"model": folder(model), "threads": threads}
-        return EngineSpec(settings.live_transcriber, options, threads)
-
-    return {
-        "vad": EngineSpec(settings.speech_detector, {"model": folder(model_store.SPEECH_MODEL)}),
-        "live": transcriber(settings.live_model),
-        "live_multilingual": transcriber(settings.live_model_multilingual),
-    }
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What the daemon is made of, in the order in which it is closed."""
-
-    recognizer: Recognizer | None
-    inference: InferenceProcess | None
-    capture: Capture | None
-    publisher: Publisher
-    bus: RedisBus
-    records: Records
-    storage: Storage
-    waker: Waker
-
-
-def _build(settings: Settings) -> _Parts:
-    storage = Storage(settings.database_url)
-    storage.check_migrated()
-    inference = InferenceProcess(live_engines(settings)) if settings.live == "on" else None
-    bus = RedisBus(broker_url(settings))
-    waker = Waker(settings)
-    return _Parts(
-        recognizer=Recognizer(inference) if inference is not None else None,
-        inference=inference,
-        capture=Capture(settings.audio_dir) if settings.capture != "off" else None,
-        publisher=Publisher(bus),
-        bus=bus,
-        records=Records(storage, settings, waker),
-        storage=storage,
-        waker=waker,
-    )
-
-
-async def _close(parts: _Parts) -> None:
-    if parts.recognizer is not None:
-        await parts.recognizer.close()
-    if parts.inference is not None:
-        await asyncio.to_thread(parts.inference.close)
-    if parts.capture is not None:
-        await asyncio.to_thread(parts.capture.close)
-    await asyncio.to_thread(parts.publisher.close)
-    parts.bus.close()
-    parts.records.close()
-    parts.storage.close()
-    await asyncio.to_thread(parts.waker.close)

@@ -55,18 +55,19 @@ class Capture:
         """Return where the leg of that UUID is, or was, written."""
         return self._folder / f"{leg_uuid}.wav"
 
-    def open_leg(
-        self, call_id: str, leg_uuid: str, rate: int, *, lost: LossReport | None = None
-    ) -> "LegCapture":
+    def files(self) -> list[Path]:
+        """Return what is on disk, of all daemons that share the folder; blocks."""
+        return sorted(self._folder.glob("*.wav"))
+
+    def open_leg(self, leg_uuid: str, rate: int, *, lost: LossReport | None = None) -> "LegCapture":
         """Return the file of a new leg; nothing is on disk before the next round.
 
         Args:
-            call_id: For the log; empty where it is not known yet.
             leg_uuid: Names the file.
             rate: Hz of what will be written.
             lost: Told of every span that the file does not hold.
         """
-        leg = LegCapture(self, call_id, self.path_of(leg_uuid), rate, lost)
+        leg = LegCapture(self, self.path_of(leg_uuid), rate, lost)
         self._legs.add(leg)
         if self._stopping:  # nobody would write it: close() must not wait for that
             leg.closed.set()
@@ -110,12 +111,10 @@ class Capture:
 class LegCapture:
     """The file of one leg; made by ``Capture.open_leg``."""
 
-    def __init__(
-        self, capture: Capture, call_id: str, path: Path, rate: int, lost: LossReport | None
-    ) -> None:
+    def __init__(self, capture: Capture, path: Path, rate: int, lost: LossReport | None) -> None:
         self.path = path
         """Where the audio is; final once ``close`` has returned."""
-        self.ids = {"leg_uuid": path.stem, **({"call_id": call_id} if call_id else {})}
+        self.ids = {"leg_uuid": path.stem}
         self.closing = False
         self.closed = threading.Event()
         self._capture = capture

@@ -16,32 +16,28 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
-import peewee
 
-from callcore import audio, events, intake, log
+from callcore import audio, events, log
 from callcore.audiosocket import Audio
-from callcore.calls import Call, CallState, Leg, LegState, now
+from callcore.calls import Call, Leg, LegState, now
 from callcore.capture import Capture
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.errors import CallcoreError, Refused
+from callcore.live_records import Records
 from callcore.recognizer import LegRecognition, Recognizer
 from callcore.results import Segment
 from callcore.ringbuffer import RingBuffer
 from callcore.settings import Settings
-from callcore.storage import Storage
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Seconds of audio that a leg keeps in memory for recognition (512 KB).
 RING_S = 32
@@ -56,8 +52,15 @@ _GAP_SAMPLES = LIVE_RATE // 10
 #: end of an utterance is found without audio; up to ``_GAP_SAMPLES`` before the present.
 _QUIET_SAMPLES = 3 * LIVE_RATE // 10
 
-#: What a database says when it is locked, restarting or away: worth another try.
-TRANSIENT = (peewee.OperationalError, peewee.InterfaceError, OSError)
+#: Seconds that a leg's audio may be ahead of the clock: who sends faster than people speak is no
+#: telephone. Audio that comes after all, once ticks have filled its time with silence, counts too.
+MAX_AHEAD_S = 60
+
+#: Sweeps without a sign of life after which another daemon is lost: a minute. Counted by who
+#: looks, so that neither a clock that is wrong nor a daemon that was stopped itself ends calls.
+LOST_AFTER_SWEEPS = 12
+
+_UUID_LENGTH = 36
 
 
 class EventSink(Protocol):
@@ -65,161 +68,6 @@ class EventSink(Protocol):
 
     def put(self, event: events.Event) -> None:
         """Queue an event; never blocks, never raises."""
-
-
-class StepWaker(Protocol):
-    """What tells the workers of a new job: ``jobs.Waker``."""
-
-    def wake(self, step: str, audio_id: str) -> object:
-        """Say that the step of the recording is due; a broker that is away is no error."""
-
-
-class Records:
-    """What live calls ask of the database, in one thread, again and again until it answers.
-
-    Args:
-        storage: The database.
-        settings: For the policies of ``intake`` and the daemon's name.
-        waker: Told of accepted captures.
-    """
-
-    #: Seconds before the first retry, and the longest between two.
-    retry_s = (0.1, 5.0)
-
-    def __init__(self, storage: Storage, settings: Settings, waker: StepWaker) -> None:
-        self._storage = storage
-        self._settings = settings
-        self._waker = waker
-        # One thread: SQLite has one writer anyway, and the finals of a leg keep their order.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
-        self._give_up_at = float("inf")
-
-    async def open_leg(self, leg_uuid: str, at: datetime) -> tuple[Leg, Call]:
-        """Return the leg of that UUID, now live, and its call.
-
-        Args:
-            leg_uuid: 36 characters.
-            at: When the UUID came, however late that can be stored.
-
-        Raises:
-            Refused: If nobody may stream with that UUID, or somebody did.
-        """
-        tries = 0
-
-        def work() -> tuple[Leg, Call]:
-            nonlocal tries
-            tries += 1
-            try:
-                leg = intake.open_leg(self._storage, self._settings, leg_uuid, at)
-            except Refused:
-                # A try whose commit was cut off may have used the UUID: then it is ours.
-                found = self._own_leg(leg_uuid) if tries > 1 else None
-                if found is None:
-                    raise
-                leg = found
-            return leg, self._storage.call(leg.call_id)
-
-        return await self._done(work)
-
-    async def add_segment(self, call_id: str, segment: Segment) -> None:
-        """Store a final."""
-        await self._done(partial(self._storage.add_live_segment, call_id, segment))
-
-    async def end_leg(self, leg_uuid: str, reason: str, capture_path: Path | None) -> None:
-        """Store that the leg ended."""
-        path = str(capture_path) if capture_path is not None else None
-        await self._done(partial(self._storage.end_leg, leg_uuid, reason, path))
-
-    async def end_call(self, call_id: str, reason: str) -> Call | None:
-        """End the call if no leg of it is live or expected, and accept its capture.
-
-        Returns:
-            The call if this very call of the function ended it.
-        """
-        tries = 0
-
-        def work() -> Call | None:
-            nonlocal tries
-            tries += 1
-            ended = self._storage.end_call_if_idle(call_id, reason)
-            if ended is None and tries > 1:  # a try whose commit was cut off may have ended it
-                call = self._storage.call(call_id)
-                return call if call.state is CallState.ENDED else None
-            return ended
-
-        call = await self._done(work)
-        if call is not None:
-            await self.accept_capture(call_id)
-        return call
-
-    async def accept_capture(self, call_id: str) -> None:
-        """Hand the captured legs of an ended call to post-call processing."""
-        accept = partial(intake.accept_capture, self._storage, self._settings, call_id)
-        accepted = await self._done(accept)
-        if accepted is not None and accepted.wake:
-            await self._done(partial(self._waker.wake, "settle", accepted.audio_id))
-
-    async def orphaned_legs(self) -> list[Leg]:
-        """Return the legs that an earlier daemon of our name left live."""
-        return await self._done(partial(self._storage.orphaned_legs, self._settings.daemon_name))
-
-    async def unaccepted_calls(self) -> list[str]:
-        """Return recently ended calls whose captured legs nobody processes yet."""
-
-        def work() -> list[str]:
-            calls, _ = self._storage.calls(None, 100)
-            ended = [call.call_id for call in calls if call.state is CallState.ENDED]
-            return [
-                call_id
-                for call_id in ended
-                if self._storage.capture_media(call_id) and not self._storage.recordings_of(call_id)
-            ]
-
-        return await self._done(work)
-
-    async def expire_legs(self) -> list[Call]:
-        """Give up legs that were announced and never came; return the calls that end by it."""
-
-        def work() -> list[Call]:
-            return [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
-
-        return await self._done(work)
-
-    async def live_calls(self) -> list[Call]:
-        """Return the calls that are live on any daemon."""
-        return await self._done(self._storage.live_calls)
-
-    def give_up_after(self, timeout_s: float) -> None:
-        """Let tries that fail after this many seconds raise: the daemon is ending."""
-        self._give_up_at = time.monotonic() + timeout_s
-
-    def close(self) -> None:
-        """End the thread once it has done what it was asked."""
-        self._thread.shutdown()
-
-    def _own_leg(self, leg_uuid: str) -> Leg | None:
-        own = self._storage.orphaned_legs(self._settings.daemon_name)
-        return next((leg for leg in own if leg.uuid == leg_uuid), None)
-
-    async def _done(self, work: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-        delay_s, longest_s = self.retry_s
-        tries = 0
-        while True:
-            try:
-                result = await loop.run_in_executor(self._thread, work)
-            except TRANSIENT as error:
-                tries += 1
-                if time.monotonic() >= self._give_up_at:
-                    raise
-                if tries == 1:
-                    logger.warning("database away", extra={"error": type(error).__name__})
-            else:
-                if tries:
-                    logger.info("database is back", extra={"tries": tries + 1})
-                return result
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, longest_s)
 
 
 class LiveCalls:
@@ -254,6 +102,8 @@ class LiveCalls:
         self._legs: dict[str, LegSession] = {}
         self._calls: dict[str, CallSession] = {}
         self._seen: set[str] | None = set()  # UUIDs since the start, until orphans are sorted out
+        # Other daemons with live legs: their last sign of life, and the sweeps that saw no newer.
+        self._signs: dict[str, tuple[datetime | None, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.closing = asyncio.Event()
         """Set once the daemon ends: calls end without waiting for more legs."""
@@ -266,7 +116,7 @@ class LiveCalls:
         Args:
             leg_uuid: 36 characters.
             arrived: ``clock()`` when the UUID came: sample 0.
-            refuse: Called at most once, later, with the reason why the stream is not wanted.
+            refuse: Called later with the reason why the stream is not wanted, if it is not.
 
         Raises:
             Refused: If the same UUID streams at this moment.
@@ -312,16 +162,11 @@ class LiveCalls:
 
     async def recover(self) -> None:
         """End what an earlier daemon of our name left behind, and hand over its captures."""
+        await self.records.note_alive()
         orphans = await self.records.orphaned_legs()
         seen, self._seen = self._seen or set(), None
-        lost = [leg for leg in orphans if leg.uuid not in seen]
-        for leg in lost:
-            with log.call_context(call_id=leg.call_id, leg=leg.leg):
-                await self._end_orphan(leg)
-        for call_id in dict.fromkeys(leg.call_id for leg in lost):
-            await self.end_call(call_id, "daemon_lost")
-        for call_id in await self.records.unaccepted_calls():
-            await self.records.accept_capture(call_id)
+        await self._end_orphans(leg for leg in orphans if leg.uuid not in seen)
+        await self._adopt_captures()
 
     async def sweep(self, idle_s: float = 10.0) -> None:
         """End calls that nobody else ends: legs that never came, daemons that died.
@@ -329,9 +174,12 @@ class LiveCalls:
         Args:
             idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
         """
+        await self.records.note_alive()
         for call in await self.records.expire_legs():
             self._publish_end(call)
-            await self.records.accept_capture(call.call_id)
+        for name in self._lost_daemons(await self.records.other_daemons()):
+            logger.warning("daemon lost", extra={"daemon": name})
+            await self._end_orphans(await self.records.orphaned_legs(name))
         for call in await self.records.live_calls():
             if call.call_id not in self._calls and _idle_s(call) > idle_s:
                 await self.end_call(call.call_id, "daemon_lost")
@@ -368,6 +216,48 @@ class LiveCalls:
         }
         self.publisher.put(events.make("call.ended", call.call_id, **fields))
         logger.info("call ended", extra={"call_id": call.call_id, **fields})
+
+    def _lost_daemons(self, signs: Mapping[str, datetime | None]) -> list[str]:
+        before, self._signs = self._signs, {}
+        for name, sign in signs.items():
+            last, sweeps = before.get(name, (sign, 0))
+            self._signs[name] = (sign, sweeps + 1 if sign == last else 0)
+        return [name for name, (_, sweeps) in self._signs.items() if sweeps > LOST_AFTER_SWEEPS]
+
+    async def _end_orphans(self, orphans: Iterable[Leg]) -> None:
+        calls = []
+        for leg in orphans:
+            with log.call_context(call_id=leg.call_id, leg=leg.leg):
+                await self._end_orphan(leg)
+            calls.append(leg.call_id)
+        for call_id in dict.fromkeys(calls):
+            await self.end_call(call_id, "daemon_lost")
+
+    async def _adopt_captures(self) -> None:
+        """Hand over captures whose leg another daemon ended, out of reach of the file."""
+        if self.capture is None:
+            return
+        files = await asyncio.to_thread(self.capture.files)
+        by_file = {path: path.stem[:_UUID_LENGTH] for path in files}
+        legs = await self.records.captures_of(list(by_file.values()))
+        unknown = 0
+        for path, leg_uuid in by_file.items():
+            state, held = legs.get(leg_uuid, (None, None))
+            if state is LegState.LIVE or leg_uuid in self._legs:
+                continue
+            if held is not None and Path(held).name == path.name:
+                continue
+            if (
+                state is LegState.ENDED
+                and held is None
+                and await asyncio.to_thread(_repaired_s, path) is not None
+            ):
+                await self.records.adopt_capture(leg_uuid, path)
+            else:
+                unknown += 1
+        if unknown:
+            # What was said in them is nowhere else: people decide.
+            logger.warning("captures that no leg names", extra={"files": unknown})
 
     async def _end_orphan(self, leg: Leg) -> None:
         path = self.capture.path_of(leg.uuid) if self.capture is not None else None
@@ -430,11 +320,13 @@ class CallSession:
             pass
         if ending != self._ending:
             return
-        # A leg that is announced, or live on another daemon, keeps the call: whoever ends that
-        # leg, or the sweep, ends the call.
-        await self._calls.end_call(self.call_id, reason)
-        if ending == self._ending:
-            self._calls.forget(self.call_id)
+        try:
+            # A leg that is announced, or live on another daemon, keeps the call: whoever ends
+            # that leg, or the sweep, ends the call.
+            await self._calls.end_call(self.call_id, reason)
+        finally:
+            if ending == self._ending:  # if it failed, the sweep tries again
+                self._calls.forget(self.call_id)
 
 
 class LegSession:
@@ -465,7 +357,7 @@ class LegSession:
         self._capture = None
         if calls.capture is not None:
             self._capture = calls.capture.open_leg(
-                "", leg_uuid, LIVE_RATE, lost=self._lost_from_any_thread
+                leg_uuid, LIVE_RATE, lost=self._lost_from_any_thread
             )
         self._resampler: audio.StreamingResampler | None = None
         self._recognition: LegRecognition | None = None
@@ -490,6 +382,9 @@ class LegSession:
             samples = [self._at_live_rate(part) for part in batch]
             num_samples = sum(map(len, samples)) >> 1
             gap = int((at - self._arrived) * LIVE_RATE) - self._end - num_samples
+            if gap < -MAX_AHEAD_S * LIVE_RATE:
+                self._let_go("too-fast")
+                return
             if gap > _GAP_SAMPLES:
                 self._fill(gap)
             self.received_samples += num_samples
@@ -579,14 +474,28 @@ class LegSession:
 
     async def run(self) -> None:
         """Register the leg, see it through, and store its end."""
+        try:
+            opened = await self._register()
+            if opened is not None:
+                await self._see_through(*opened)
+        except Exception:
+            # Nobody hears this leg any more. What was captured is kept: it may be all there is.
+            self._let_go("error")
+            if self._capture is not None:
+                await self._capture.close()
+            raise
+
+    async def _register(self) -> tuple[Leg, Call] | None:
         with log.call_context(leg_uuid=self.uuid):
             try:
-                leg, call = await self._calls.records.open_leg(self.uuid, self._arrived_at)
+                return await self._calls.records.open_leg(self.uuid, self._arrived_at)
             except Refused as error:
                 logger.warning("stream refused", extra={"code": error.code})
                 self._discard_capture()
                 self._refuse(error.code)
-                return
+                return None
+
+    async def _see_through(self, leg: Leg, call: Call) -> None:
         with log.call_context(call_id=leg.call_id, leg=leg.leg):
             session = self._calls.call_of(leg)
             session.joined()
@@ -596,6 +505,14 @@ class LegSession:
                 reason = await self._until_ended()
             finally:
                 session.left(reason)
+
+    def _let_go(self, reason: str) -> None:
+        """End the leg and its stream, if nothing else has ended them."""
+        if self._reason.done():
+            return
+        logger.warning("stream let go", extra={"leg_uuid": self.uuid, "reason": reason})
+        self.end(reason)
+        self._refuse(reason)
 
     def _start(self, leg: Leg, call: Call) -> None:
         self._leg = leg

@@ -126,6 +126,16 @@ class Leg(Model):
         indexes = ((("state", "daemon"), False),)
 
 
+class Daemon(Model):
+    """An AudioSocket daemon and its last sign of life."""
+
+    name = TextField(primary_key=True)
+    seen_at = MomentField()
+
+    class Meta:
+        table_name = "daemons"
+
+
 class LiveSegment(Model):
     """A final of the live transcript."""
 
@@ -269,6 +279,7 @@ ALL: tuple[type[Model], ...] = (
     CallAlias,
     SegmentBlock,
     Leg,
+    Daemon,
     LiveSegment,
     Recording,
     RecordingAlias,

@@ -78,6 +78,14 @@ class Leg(Model):
         indexes = ((("state", "daemon"), False),)
 
 
+class Daemon(Model):
+    name = TextField(primary_key=True)
+    seen_at = MomentField()
+
+    class Meta:
+        table_name = "daemons"
+
+
 class LiveSegment(Model):
     call = ForeignKeyField(Call, column_name="call_id", on_delete="CASCADE")
     segment = BigIntegerField()
@@ -198,6 +206,7 @@ TABLES = (
     CallAlias,
     SegmentBlock,
     Leg,
+    Daemon,
     LiveSegment,
     Recording,
     RecordingAlias,

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from callcore import audiosocket
 from callcore.audiosocket import (
+    BYTES_PER_OTHER,
     MAX_AUDIO_BYTES,
+    MAX_KIND_CHANGES,
+    MAX_OTHERS,
     NEED_DATA,
     RATES,
     Audio,
-    Closed,
     Connection,
     Dtmf,
     Event,
@@ -276,26 +278,81 @@ def test_an_error_message_may_be_empty():
     assert connection.next_event() == PeerError(None)
 
 
-def test_the_end_of_the_stream_is_told_once_and_counts_what_was_unfinished():
+# ---- what a peer may cost
+
+
+def told_before_the_fault(stream: bytes, *, batch: bool = False) -> tuple[int, str]:
+    """Return how many events came before the fault, and the fault."""
+    *events, fault = told([HELLO + stream], batch=batch)
+    assert isinstance(fault, str)
+    return len(events), fault
+
+
+def test_a_peer_that_keeps_changing_the_kind_of_audio_is_cut_off():
+    # Fault held off: 256 kB of it made 52,000 resamplers and stopped all calls for 46 s.
+    flood = (encode(Kind.SLIN12, b"ab") + encode(Kind.SLIN16, b"ab")) * 100
+    events, fault = told_before_the_fault(flood, batch=True)
+    assert events == 1 + 1 + MAX_KIND_CHANGES
+    assert "changes of the kind of audio" in fault
+
+
+def test_empty_audio_that_keeps_changing_its_kind_is_cut_off_as_well():
+    # Fault held off: 306 ms a read, and a resampler for each change.
+    flood = (encode(Kind.SLIN12) + encode(Kind.SLIN16)) * 100
+    assert told_before_the_fault(flood) == (
+        1 + 1 + MAX_KIND_CHANGES,
+        f"expected at most {MAX_KIND_CHANGES} changes of the kind of audio",
+    )
+
+
+def test_a_stream_may_change_its_kind_of_audio_now_and_then():
+    kinds = [Kind.SLIN, Kind.SLIN16] * (MAX_KIND_CHANGES // 2) + [Kind.SLIN]
+    assert len(fed(HELLO, *(silence_frame(kind) * 50 for kind in kinds), batch=True)) == 10
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        encode(Kind.DTMF, b"5"),
+        encode(0x42),
+        encode(Kind.ERROR),
+        encode(Kind.SLIN),
+        encode(Kind.SLIN, b"ab"),
+    ],
+    ids=["digits", "unknown", "errors", "empty audio", "tiny audio"],
+)
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_flood_of_messages_with_hardly_any_audio_is_cut_off(message: bytes, batch: bool):
+    # Fault held off: one read of them took 0.3 to 0.4 s and flooded the publisher with events.
     connection = greeted()
-    connection.receive_data(FRAME + FRAME[:200])
-    connection.receive_eof()
-    assert drain(connection) == [Audio(0x10, 8000, FRAME[3:]), Closed(200)]
-    assert drain(connection) == []
+    connection.receive_data(message * 60_000)
+    ask = connection.next_batch if batch else connection.next_event
+    for _ in range(MAX_OTHERS):
+        assert ask() is not NEED_DATA
+    with pytest.raises(RemoteProtocolError, match="too many messages with hardly any"):
+        ask()
 
 
-def test_a_stream_that_ends_before_its_uuid_is_no_fault():
-    connection = Connection()
-    connection.receive_eof()
-    assert drain(connection) == [Closed(0)]
-    assert connection.uuid is None
-
-
-def test_bytes_after_the_end_are_our_own_fault():
+def test_audio_pays_for_what_comes_between_however_long_the_stream_is():
+    beside = FRAME + encode(Kind.DTMF, b"5") + encode(0x42, b"later version")
+    assert len(fed(HELLO, *[beside * 10] * 500)) == 1 + 3 * 5000
+    # An hour of audio is no licence for more than a moment's flood.
     connection = greeted()
-    connection.receive_eof()
-    with pytest.raises(LocalProtocolError):
-        connection.receive_data(b"x")
+    for _ in range(100):
+        connection.receive_data(FRAME * 100)
+        drain(connection, batch=True)
+    connection.receive_data(encode(Kind.DTMF, b"5") * (MAX_OTHERS + 1))
+    with pytest.raises(RemoteProtocolError, match="too many"):
+        drain(connection)
+
+
+def test_what_messages_cost_does_not_depend_on_how_audio_is_cut():
+    beside = encode(Kind.SLIN, bytes(BYTES_PER_OTHER - 2)) + encode(Kind.DTMF, b"5")
+    stream = HELLO + beside * (MAX_OTHERS * BYTES_PER_OTHER)
+    pieces = [stream[at : at + 1000] for at in range(0, len(stream), 1000)]
+    whole = told([stream], batch=True)
+    assert "too many" in str(whole[-1])
+    assert told(pieces, batch=False) == whole
 
 
 def test_a_payload_that_no_length_can_tell_is_our_own_fault():

@@ -62,7 +62,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 async def test_a_leg_is_a_right_wav_after_close(capture: Capture, tmp_path: Path):
-    leg = capture.open_leg("call-1", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     leg.write(ramp(0, 160))
     leg.write_silence(80)
     leg.write(ramp(240, 400))
@@ -75,7 +75,7 @@ async def test_a_leg_is_a_right_wav_after_close(capture: Capture, tmp_path: Path
 
 
 async def test_silence_at_the_end_is_in_the_file(capture: Capture):
-    leg = capture.open_leg("call-1", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     leg.write(ramp(0, 10))
     leg.write_silence(8000)
     await leg.close()
@@ -85,7 +85,7 @@ async def test_silence_at_the_end_is_in_the_file(capture: Capture):
 async def test_samples_are_read_back_by_index_before_a_round_and_after_the_close(
     capture: Capture,
 ):
-    leg = capture.open_leg("call-1", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     leg.write(ramp(0, 100))
     leg.write_silence(50)
     assert (await asyncio.to_thread(leg.read, 90, 110)).tolist() == [*range(90, 100)] + [0] * 10
@@ -97,7 +97,7 @@ async def test_samples_are_read_back_by_index_before_a_round_and_after_the_close
 
 
 async def test_a_killed_daemons_file_can_be_repaired(capture: Capture):
-    leg = capture.open_leg("call-1", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     leg.write(ramp(0, 800))
     leg.read(0, 800)
     left = leg.path.with_name("left.wav")
@@ -110,7 +110,7 @@ async def test_a_killed_daemons_file_can_be_repaired(capture: Capture):
 async def test_a_slow_disk_never_blocks_and_the_lost_span_is_told(tmp_path: Path, disk: Disk):
     capture = Capture(tmp_path, max_queued_bytes=1000)
     lost: list[tuple[int, int, str]] = []
-    leg = capture.open_leg("call-1", UUID, 8000, lost=lambda *span: lost.append(span))
+    leg = capture.open_leg(UUID, 8000, lost=lambda *span: lost.append(span))
     disk.open.clear()
     leg.write(ramp(0, 100))
     await asyncio.to_thread(disk.waiting.wait)
@@ -131,7 +131,7 @@ async def test_a_slow_disk_never_blocks_and_the_lost_span_is_told(tmp_path: Path
 
 async def test_a_disk_with_room_again_takes_what_waited(capture: Capture, disk: Disk):
     lost: list[tuple[int, int, str]] = []
-    leg = capture.open_leg("call-1", UUID, 8000, lost=lambda *span: lost.append(span))
+    leg = capture.open_leg(UUID, 8000, lost=lambda *span: lost.append(span))
     disk.room = 44 + 2 * 30 + 1
     leg.write(ramp(0, 100))
     leg.write_silence(20)
@@ -149,7 +149,7 @@ async def test_a_disk_with_room_again_takes_what_waited(capture: Capture, disk: 
 
 async def test_what_a_full_disk_never_took_is_told_at_the_close(capture: Capture, disk: Disk):
     lost: list[tuple[int, int, str]] = []
-    leg = capture.open_leg("call-1", UUID, 8000, lost=lambda *span: lost.append(span))
+    leg = capture.open_leg(UUID, 8000, lost=lambda *span: lost.append(span))
     leg.write(ramp(0, 100))
     leg.read(0, 100)
     disk.room = 0
@@ -163,8 +163,8 @@ async def test_what_a_full_disk_never_took_is_told_at_the_close(capture: Capture
 
 async def test_one_legs_broken_file_does_not_stop_the_others(capture: Capture, tmp_path: Path):
     (tmp_path / "capture" / "taken").mkdir()
-    bad = capture.open_leg("call-1", "taken/../../gone/x", 8000)
-    good = capture.open_leg("call-2", UUID, 8000)
+    bad = capture.open_leg("taken/../../gone/x", 8000)
+    good = capture.open_leg(UUID, 8000)
     bad.write(ramp(0, 10))
     good.write(ramp(0, 10))
     await bad.close()
@@ -174,7 +174,7 @@ async def test_one_legs_broken_file_does_not_stop_the_others(capture: Capture, t
 
 async def test_an_older_file_of_the_same_uuid_is_kept(capture: Capture):
     for length in (10, 20, 30):
-        leg = capture.open_leg("call", UUID, 8000)
+        leg = capture.open_leg(UUID, 8000)
         leg.write(ramp(0, length))
         await leg.close()
         assert len(read_wav(leg.path)) == length
@@ -182,10 +182,10 @@ async def test_an_older_file_of_the_same_uuid_is_kept(capture: Capture):
 
 
 async def test_a_discarded_leg_leaves_no_file(capture: Capture):
-    never = capture.open_leg("call", UUID, 8000)
+    never = capture.open_leg(UUID, 8000)
     never.write(ramp(0, 10))
     never.discard()
-    begun = capture.open_leg("call", UUID, 8000)
+    begun = capture.open_leg(UUID, 8000)
     begun.write(ramp(0, 10))
     begun.read(0, 10)
     begun.discard()
@@ -197,7 +197,7 @@ async def test_a_discarded_leg_leaves_no_file(capture: Capture):
 
 async def test_closing_capture_seals_the_legs_that_are_open(tmp_path: Path):
     capture = Capture(tmp_path)
-    leg = capture.open_leg("call", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     leg.write(ramp(0, 10))
     capture.close()
     capture.close()
@@ -206,7 +206,7 @@ async def test_closing_capture_seals_the_legs_that_are_open(tmp_path: Path):
 
 async def test_a_leg_closed_after_capture_does_not_hang(tmp_path: Path):
     capture = Capture(tmp_path)
-    leg = capture.open_leg("call", UUID, 8000)
+    leg = capture.open_leg(UUID, 8000)
     capture.close()
     async with asyncio.timeout(5):
         await leg.close()

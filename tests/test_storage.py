@@ -208,6 +208,50 @@ class TestLegs:
         with pytest.raises(Refused, match="expired"):
             storage.consume_leg(own, "daemon")
 
+    def test_a_stream_that_came_in_time_is_heard_after_its_registration_was_given_up(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        # Fault held off: after an outage the sweep was faster than the retry of the stream.
+        own, late = new_uuid(), new_uuid()
+        for each in (own, late):
+            storage.register_leg(each, CallFacts(call_id="c"), 10)
+        clock.move(9)
+        came = clock.moment
+        clock.move(60)
+        assert storage.expire_legs() == ["c"]
+        leg = storage.consume_leg(own, "daemon", came)
+        assert leg is not None
+        assert (leg.state, leg.started_at, leg.ended_at, leg.reason) == (
+            LegState.LIVE,
+            came,
+            None,
+            None,
+        )
+        call = storage.call("c")
+        assert (call.state, call.ended_at, call.reason) == (CallState.LIVE, None, None)
+        with pytest.raises(Refused, match="expired"):
+            storage.consume_leg(late, "daemon")
+        with pytest.raises(Refused, match="already"):
+            storage.consume_leg(own, "daemon", came)
+
+    def test_a_call_ended_with_its_last_leg_and_not_when_we_gave_up_waiting(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        caller, agent = new_uuid(), new_uuid()
+        for own, leg in ((caller, "caller"), (agent, "agent")):
+            storage.register_leg(own, CallFacts(call_id="c", leg=leg), 10)
+            storage.consume_leg(own, "daemon")
+        clock.move(5)
+        storage.end_leg(agent, "hangup", None)
+        clock.move(2)
+        storage.end_leg(caller, "hangup", None)
+        last = clock.moment
+        storage.register_leg(new_uuid(), CallFacts(call_id="c", leg="agent-2"), 10)
+        clock.move(30)
+        assert storage.expire_legs() == ["c"]
+        call = storage.call("c")
+        assert (call.ended_at, call.reason) == (last, "hangup")
+
     def test_a_call_ends_once_and_only_when_no_leg_is_left(
         self, storage: Storage, clock: Clock
     ) -> None:
@@ -263,6 +307,40 @@ class TestLegs:
         storage.add_unregistered_leg(new_uuid(), "two")
         storage.end_leg(ended.uuid, "hangup", None)
         assert [leg.uuid for leg in storage.orphaned_legs("one")] == [mine.uuid]
+
+    def test_daemons_with_live_legs_are_known_with_their_last_sign_of_life(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        for name in ("one", "one", "two", "three"):
+            leg = storage.add_unregistered_leg(new_uuid(), name)
+        storage.end_leg(leg.uuid, "hangup", None)
+        storage.note_daemon("one")
+        storage.note_daemon("three")
+        clock.move(5)
+        storage.note_daemon("one")
+        assert storage.live_daemons() == {"one": clock.moment, "two": None}
+
+    def test_daemons_that_were_silent_for_a_day_are_forgotten(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        storage.add_unregistered_leg(new_uuid(), "old")
+        storage.note_daemon("old")
+        clock.move(86_401)
+        storage.note_daemon("new")
+        assert storage.live_daemons() == {"old": None}
+
+    def test_an_ended_leg_without_a_capture_can_be_given_one_once(self, storage: Storage) -> None:
+        live = storage.add_unregistered_leg(new_uuid(), "daemon")
+        leg = storage.add_unregistered_leg(new_uuid(), "daemon")
+        storage.end_leg(leg.uuid, "daemon_lost", None)
+        assert storage.adopt_capture(live.uuid, "/captures/1.wav") is None
+        assert storage.adopt_capture(new_uuid(), "/captures/1.wav") is None
+        assert storage.adopt_capture(leg.uuid, "/captures/2.wav") == leg.call_id
+        assert storage.adopt_capture(leg.uuid, "/captures/3.wav") is None
+        assert storage.captures_of([live.uuid, leg.uuid, new_uuid()]) == {
+            live.uuid: (LegState.LIVE, None),
+            leg.uuid: (LegState.ENDED, "/captures/2.wav"),
+        }
 
 
 class TestAliases:

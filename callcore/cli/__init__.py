@@ -87,7 +87,11 @@ def _add_play(play: argparse.ArgumentParser) -> None:
     )
     play.add_argument("--calls", type=int, default=1, metavar="N", help="so many calls at once")
     play.add_argument(
-        "--rate", type=float, default=1.0, metavar="R", help="R times as fast as real time"
+        "--rate",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="R times as fast as real time; the daemon ends legs that are over 60 s ahead of it",
     )
     play.add_argument("--to", type=_address, metavar="HOST:PORT", help="default: the settings'")
     play.add_argument(
@@ -111,7 +115,7 @@ def _up(arguments: argparse.Namespace, settings: Settings) -> int:
 def _audiosocket(arguments: argparse.Namespace, settings: Settings) -> int:
     import uvloop
 
-    from callcore.audiosocket_server import serve
+    from callcore.live_daemon import serve
 
     with log.in_background():
         uvloop.run(serve(settings))

@@ -7,7 +7,7 @@ used by many threads and many processes at once, and never on an event loop.
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,8 @@ class Storage:
         """Make an expected leg live, once; None if this UUID was never registered.
 
         The first leg of a call sets the call's zero. ``at`` is when the stream came, if that is
-        not now: the database may have been away.
+        not now: the database may have been away. Whether the registration was still valid is
+        decided by that moment alone.
 
         Raises:
             Refused: ``uuid-used`` or ``uuid-expired``.
@@ -171,6 +172,29 @@ class Storage:
             role = row["leg"] if count == 1 else f"{row['leg']}.{count}"
             media.append(Media(role, row["capture_path"], row["offset_s"]))
         return media
+
+    def captures_of(self, uuids: Sequence[str]) -> dict[str, tuple[LegState, str | None]]:
+        """Return state and capture path of each leg that has one of these UUIDs."""
+        with self.database.connection():
+            return call_rows.captures_of(self.database, uuids)
+
+    def adopt_capture(self, uuid: str, capture_path: str) -> str | None:
+        """Give an ended leg without a capture this one.
+
+        Returns:
+            Its call; None if there is no such leg or it has a capture.
+        """
+        with self.database.transaction():
+            return call_rows.adopt_capture(self.database, uuid, capture_path)
+
+    def note_daemon(self, name: str) -> None:
+        """Store a sign of life of a daemon."""
+        with self.database.transaction():
+            call_rows.note_daemon(self.database, name, self.clock())
+
+    def live_daemons(self) -> dict[str, datetime | None]:
+        """Return each daemon that has live legs, with its last sign of life by its own clock."""
+        return call_rows.live_daemons(self.database)
 
     def expire_legs(self) -> list[str]:
         """Expire registrations whose stream never came; return the calls that ended by it."""

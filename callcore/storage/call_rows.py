@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from peewee import JOIN
+
 from callcore import tables
 from callcore.calls import Call, CallFacts, CallState, Leg, LegState, session_id
 from callcore.database import Database, Row
@@ -265,6 +267,15 @@ def add_leg(
 def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | None:
     """Make an expected leg live; None if the UUID was never registered.
 
+    A stream that came in time counts even if we learn of it so late that its registration was
+    given up: the call lives again.
+
+    Args:
+        db: The database, inside a transaction.
+        uuid: 36 characters.
+        daemon: Name of the daemon that has the stream.
+        moment: When the stream came.
+
     Raises:
         Refused: ``uuid-used`` or ``uuid-expired``.
     """
@@ -274,7 +285,7 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
         return None
     if leg["state"] in (LegState.LIVE, LegState.ENDED):
         raise Refused("uuid-used", "this UUID has had its stream already", "uuid")
-    if leg["state"] == LegState.EXPIRED or (leg["expires_at"] and leg["expires_at"] < moment):
+    if leg["expires_at"] and leg["expires_at"] < moment:
         raise Refused("uuid-expired", "the registration of this UUID has expired", "uuid")
     started_at = _start_call(db, leg["call"], moment)
     db.run(
@@ -282,6 +293,8 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
             state=LegState.LIVE,
             daemon=daemon,
             started_at=moment,
+            ended_at=None,
+            reason=None,
             offset_s=max(0.0, (moment - started_at).total_seconds()),
         ).where(tables.Leg.uuid == uuid)
     )
@@ -313,6 +326,52 @@ def end_leg(db: Database, uuid: str, reason: str, capture: str | None, moment: d
             (leg.uuid == uuid) & (leg.state == LegState.LIVE)
         )
     )
+
+
+def captures_of(db: Database, uuids: Sequence[str]) -> dict[str, tuple[LegState, str | None]]:
+    """Return state and capture path of each leg that has one of these UUIDs."""
+    leg = tables.Leg
+    rows: list[Row] = []
+    for first in range(0, len(uuids), 500):
+        rows += db.all(leg.select().where(leg.uuid.in_(uuids[first : first + 500])))
+    return {row["uuid"]: (LegState(row["state"]), row["capture_path"]) for row in rows}
+
+
+def adopt_capture(db: Database, uuid: str, capture: str) -> str | None:
+    """Give an ended leg without a capture this one; return its call, None if it needs none."""
+    leg = tables.Leg
+    lacks = (leg.uuid == uuid) & (leg.state == LegState.ENDED) & leg.capture_path.is_null()
+    if not db.run(leg.update(capture_path=capture).where(lacks)):
+        return None
+    row = _leg_row(db, uuid)
+    assert row is not None
+    return str(row["call"])
+
+
+# ---- daemons
+
+
+def note_daemon(db: Database, name: str, moment: datetime) -> None:
+    """Store that the daemon is alive; forget those that were not for a day."""
+    daemon = tables.Daemon
+    if not db.insert(daemon, {"name": name, "seen_at": moment}):
+        db.run(daemon.update(seen_at=moment).where(daemon.name == name))
+    db.run(daemon.delete().where(daemon.seen_at < moment - timedelta(days=1)))
+
+
+def live_daemons(db: Database) -> dict[str, datetime | None]:
+    """Return each daemon that has live legs, with its last sign of life."""
+    leg, daemon = tables.Leg, tables.Daemon
+    query = (
+        leg.select(leg.daemon, daemon.seen_at)
+        .join(daemon, JOIN.LEFT_OUTER, on=(leg.daemon == daemon.name))
+        .where(leg.state == LegState.LIVE)
+        .distinct()
+    )
+    return {row["daemon"]: row["seen_at"] for row in db.all(query)}
+
+
+# ---- the end of calls
 
 
 def end_if_idle(db: Database, call_id: str, reason: str, moment: datetime) -> bool:

@@ -21,8 +21,9 @@ from callcore.calls import CallFacts
 from callcore.capture import Capture
 from callcore.engines import Hypothesis
 from callcore.events import Event
+from callcore.live_records import Records
 from callcore.ringbuffer import RingBuffer
-from callcore.session import LiveCalls, Records
+from callcore.session import LiveCalls
 from callcore.settings import Address, Settings, load
 from callcore.storage import Storage
 

@@ -22,6 +22,7 @@ _ENVIRONMENT = {
 
 def main() -> int:
     """Run the workers until SIGTERM; return the exit code."""
+    os.umask(0o077)  # what callers say is for nobody else on this machine
     try:
         site = settings.load(os.environ)
     except ConfigError as error:

@@ -43,6 +43,9 @@ DATA_FOLDER = "appendonlydir"
 _CANNOT_LOAD = {1, *(-s for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE))}
 #: Loading took 0.2 to 0.7 s for hundreds of thousands of writes; a busy disk gets its time.
 _TRIAL_TIMEOUT_S = 300.0
+#: Seconds between two tries to take over from another broker.
+_LOCK_POLL_S = 0.1
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class _Stopped(Exception):
@@ -69,9 +72,11 @@ def run(settings: Settings) -> int:
 
 def _run(settings: Settings) -> int:
     if settings.redis_url:
+        # Held back and waited for, not pause(): a signal just before that would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         logger.info("CALLCORE_REDIS_URL names a broker of your own: no embedded one is started")
-        while True:
-            signal.pause()
+        signal.sigwait(_STOPS)
+        return 0
     socket = _checked_socket(settings)
     program = _program(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,7 +133,7 @@ def _stop_signals() -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in _STOPS}
     try:
         yield
     finally:
@@ -179,9 +184,18 @@ def _hold(lock: int) -> None:
         logger.info("the embedded broker runs already: waiting", extra={"pid": holder})
         # Waiting, not leaving: the other one may die, and a child of the server that is saving
         # its data holds the lock a moment longer than the server itself.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _hold_once_free(lock)
     os.ftruncate(lock, 0)
     os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+
+
+def _hold_once_free(lock: int) -> None:
+    while True:
+        # Asked again and again: a signal just before a blocking flock would wait with it.
+        time.sleep(_LOCK_POLL_S)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
 
 
 def _quoted(text: str | Path) -> str:

@@ -1,6 +1,8 @@
 """Commands: exit codes, and errors that say what to do, without a traceback or a secret."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,20 @@ from callcore.cli import main
 
 
 @pytest.fixture(autouse=True)
-def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
+def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings but a state folder; afterwards log and umask as they were before."""
+    for name in list(os.environ):
         if name.startswith("CALLCORE_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("CALLCORE_STATE_DIR", str(tmp_path / "state"))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.umask(umask)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def test_a_wrong_setting_ends_with_2_and_names_the_variable(

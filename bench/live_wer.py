@@ -1,6 +1,6 @@
 """Word error rate of live finals, and words invented where nobody speaks.
 
-    PYTHONPATH=. python bench/live_wer.py --data DIR [--model tiny.en] [--speed 8] [--json]
+    python bench/live_wer.py --data DIR [--model tiny.en] [--speed 8] [--json]
 
 DIR holds ``harpervalley/`` (caller sides of calls, with their words) and ``nonspeech/`` (music,
 tones, noise), each with a ``manifest.json``. Every file is fed through the real recogniser and a

@@ -59,12 +59,6 @@ class Segment:
             "revised": self.revised,
         }
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Segment":
-        """Return the segment that ``as_json`` described."""
-        words = tuple(Word(**word) for word in data["words"])
-        return cls(**{**data, "words": words})
-
 
 @dataclass(frozen=True, slots=True)
 class Transcript:

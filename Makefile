@@ -14,7 +14,7 @@ LOCK := build/lock/bin/uv pip compile --no-config --system-certs --universal --p
 	--fork-strategy fewest --generate-hashes --extra postgres --custom-compile-command 'make lock' \
 	--quiet $(LOCKFLAGS)
 
-.PHONY: help demo run test check models lock clean
+.PHONY: help demo run test check nightly models lock clean
 
 help:  ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -37,6 +37,11 @@ check:  ## Formatting, lint, types, import contracts and all tests
 	mypy
 	lint-imports
 	python -m pytest
+
+nightly: .venv/dev.stamp  ## The proofs of reliability in their full sizes (an hour on two cores)
+	python -m pytest -m nightly -rP
+	WEB_KILLS=200 python -m pytest tests/test_doors.py -k web_process_was_killed
+	SPOOL_TORTURE_FILES=10000 python -m pytest tests/test_spool_torture.py
 
 lock:  ## Write both lock files anew (LOCKFLAGS=--upgrade takes new versions)
 	@test -x build/lock/bin/uv || { "$$(sh tools/find-python)" -m venv build/lock && \

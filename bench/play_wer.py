@@ -42,6 +42,7 @@ def environment(state: str) -> dict[str, str]:
         "CALLCORE_MODELS_DIR": models,
         "CALLCORE_WEB_BIND": f"127.0.0.1:{free_port()}",
         "CALLCORE_AUDIOSOCKET_BIND": f"127.0.0.1:{free_port()}",
+        "CALLCORE_AGI_BIND": f"127.0.0.1:{free_port()}",
         # Only the live path is measured: captures are not transcribed beside it.
         "CALLCORE_CAPTURE": "off",
     }

@@ -173,6 +173,18 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """What a person said about a category of a call; its words are examples from then on."""
+
+    taxonomy: str
+    category: str
+    verdict: str
+    """``right``, ``wrong`` (it is not that) or ``missing`` (it is, and was not found)."""
+    texts: tuple[str, ...]
+    """Utterances that show it."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepStatus:
     """One row of a recording's status."""
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from callcore import events, settling
+from callcore import admission, events, insights_document, settling
+from callcore.backfill import Backfill
 from callcore.bus import EventBus
-from callcore.calls import SETTLE, DocumentState, Recording, RecordingState, StepState
+from callcore.calls import SETTLE, Call, DocumentState, Recording, RecordingState, StepState
 from callcore.document import error_of, state_of
 from callcore.errors import (
     AudioError,
@@ -24,14 +25,17 @@ from callcore.errors import (
     InvalidRecording,
     MissingInput,
     NotFound,
+    SchemaError,
 )
-from callcore.intake import CAPTURE
+from callcore.fetch import Fetcher, Rules
+from callcore.intake import CAPTURE, GIVING_DOORS
+from callcore.jobs import BACKFILL, queue_of
 from callcore.ledger import RESEND_S, Claim, Ledger, Outcome
 from callcore.log import call_context, frames
 from callcore.settings import Settings
 from callcore.settling import Gone, NotYet, Site
 from callcore.steps import Engines, Step, StepContext, table
-from callcore.storage import Storage, call_rows, recording_rows
+from callcore.storage import Storage, call_rows, outbox, recording_rows
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +43,16 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 1.0
 #: Messages that may wait in one queue: while so many wait, the sweep adds none.
 MAX_BACKLOG = 100
+#: The same for backfilled recordings: a worker runs one step of them at a time.
+MAX_BACKFILL = 10
 #: Seconds after which a step is sent again while messages wait in its queue: its own is most
 #: likely among them.
 BUSY_RESEND_S = 60.0
 #: Seconds after which a capture looks again whether the PBX's own recording has been settled.
 OTHER_RECORDING_S = 5.0
+#: Seconds after its report for which a capture waits for it: one that has to be fetched may take
+#: a day to come, and takes the capture over then.
+OTHER_PATIENCE_S = 600.0
 #: Seconds after which a full disk is tried again.
 DISK_FULL_S = 30.0
 
@@ -51,12 +60,8 @@ DISK_FULL_S = 30.0
 class WakesWorkers(Protocol):
     """What tells workers that a step waits: ``jobs.Waker``."""
 
-    def wake(self, step: str, audio_id: str) -> bool:
+    def wake(self, step: str, audio_id: str, backfill: bool = False) -> bool:
         """Send a message; False if it could not be sent."""
-        ...
-
-    def queue_of(self, step: str) -> str:
-        """Return the queue of a step."""
         ...
 
     def backlog(self) -> Mapping[str, int] | None:
@@ -84,13 +89,19 @@ class Chain:
         waker: WakesWorkers,
     ) -> None:
         self.steps: dict[str, Step] = table(settings.steps)
-        self.ledger = Ledger(storage, lease_s=settings.lease_s, max_attempts=settings.max_attempts)
+        self.ledger = Ledger(
+            storage,
+            lease_s=settings.lease_s,
+            max_attempts=settings.max_attempts,
+            after={step.name: step.after for step in self.steps.values()},
+        )
         self._storage = storage
         self._settings = settings
         self._bus = bus
         self._engines = engines
         self._waker = waker
         self._stopping = threading.Event()
+        self._backfill = Backfill(storage, settings.backfill_load)
         self._needs = {SETTLE: (), **{s.name: (SETTLE, *s.needs) for s in self.steps.values()}}
 
     def stop(self) -> None:
@@ -109,6 +120,13 @@ class Chain:
         self._run(audio_id, name, lambda claim: self._run_step(claim, step))
 
     def _run(self, audio_id: str, name: str, work: Callable[[Claim], Outcome]) -> None:
+        with self._backfill.turn(audio_id) as may_run:
+            if may_run:
+                self._claimed(audio_id, name, work)
+            else:
+                self.ledger.untell(audio_id, name)
+
+    def _claimed(self, audio_id: str, name: str, work: Callable[[Claim], Outcome]) -> None:
         claim = self.ledger.claim(audio_id, name)
         if claim is None:
             return
@@ -137,6 +155,9 @@ class Chain:
             raise
         except AudioError as error:
             return self._refuse(claim, error)
+        except SchemaError as error:
+            logger.error("a step does not do what the schema says", extra={"reason": str(error)})
+            return self._fail(claim, str(error), final=True)
         except CallcoreError as error:
             if self._stopping.is_set():
                 return self.ledger.postpone(claim, 0.0)
@@ -165,6 +186,7 @@ class Chain:
                 if stored and all(os.path.isfile(each.path) for each in stored):
                     state = RecordingState.STORED
                 recording_rows.set_state(database, claim.audio_id, state, error)
+            self._note_end(claim, outcome)
             return outcome
 
     def _refuse(self, claim: Claim, error: AudioError) -> Outcome:
@@ -175,25 +197,65 @@ class Chain:
     def _run_step(self, claim: Claim, step: Step) -> Outcome:
         recording = self._storage.recording(claim.audio_id)
         document = step.run(self._context(claim, step, recording))
-        return self.ledger.finish(claim, document, self._needs)
+        insights_document.check_result(step.name, document)
+        flags = document.get("flags") or []
+        with self._storage.database.transaction():
+            outcome = self.ledger.finish(claim, document, self._needs)
+            for flag in flags:
+                self._note("flag.raised", flag["flag_id"], claim, flag)
+            self._note_end(claim, outcome)
+        named = events.FIELDS["flag.raised"]
+        self._send(
+            [
+                events.make(
+                    "flag.raised", recording.call_id, **{name: flag[name] for name in named}
+                )
+                for flag in flags
+            ]
+        )
+        return outcome
+
+    def _note_end(self, claim: Claim, outcome: Outcome) -> None:
+        """Note that an analysis is over, inside the transaction that ended its last step.
+
+        That may be settling, told of another file meanwhile, and it may end more than once with
+        nothing new: what is told once is the run that its newest step began.
+        """
+        if outcome.over:
+            steps = recording_rows.steps(self._storage.database, claim.audio_id)
+            status = state_of(steps)
+            begun = [each.started_at for each in steps if each.started_at and each.name != SETTLE]
+            newest = max(begun, default=steps[0].started_at)
+            key = f"{claim.audio_id} {newest and newest.isoformat()}"
+            data = {"status": status, "error": error_of(steps)}
+            self._note(_kind_of(status), key, claim, data)
+
+    def _note(self, kind: str, key: str, claim: Claim, data: Mapping[str, Any]) -> None:
+        database = self._storage.database
+        call_id = recording_rows.call_of(database, claim.audio_id)
+        about = {"call_id": call_id, "audio_id": claim.audio_id, **data}
+        outbox.note(database, kind, key, about, self._storage.clock())
 
     def _context(self, claim: Claim, step: Step, recording: Recording) -> StepContext:
         stored = self._storage.results(claim.audio_id)
         for name in step.needs:
             if name not in stored:
                 raise MissingInput(step.name, claim.audio_id, f"{name} has no result")
-        results = {name: stored[name] for name in step.needs}
+        call = self._storage.call(recording.call_id)
         return StepContext(
             recording=recording,
-            language=self._language(recording),
-            results=results,
+            call=call,
+            language=self._language(recording, call),
+            settings=self._settings,
+            results={name: stored[name] for name in (*step.needs, *step.after) if name in stored},
             engines=self._engines,
             take_segment_block=lambda: self._storage.take_segment_block(recording.call_id),
+            live_segments=lambda: self._storage.live_segments(recording.call_id),
+            corrections=self._storage.corrections,
             progress=_Progress(self.ledger, claim),
         )
 
-    def _language(self, recording: Recording) -> str | None:
-        call = self._storage.call(recording.call_id)
+    def _language(self, recording: Recording, call: Call) -> str | None:
         said = recording.facts.language or call.facts.language or self._settings.language
         return None if said == "auto" else said
 
@@ -202,11 +264,21 @@ class Chain:
     def _settle(self, claim: Claim) -> Outcome:
         """Settle a recording; files that nobody needs are removed once that is on record."""
         unneeded: list[str] = []
-        outcome = self._settled(claim, unneeded)
-        settling.remove(unneeded, self._settings.audio_dir)
+        try:
+            outcome = self._settled(claim, unneeded)
+        except OSError as error:
+            recording = self._storage.recording(claim.audio_id)
+            later = settling.later(recording, error, self._storage.clock())
+            if later is None:
+                raise
+            raise later from error
+        unused = self._storage.unused_files(claim.audio_id, unneeded)
+        settling.remove(unused, self._settings.audio_dir)
         return outcome
 
     def _settled(self, claim: Claim, unneeded: list[str]) -> Outcome:
+        if lacking := admission.shortage(self._settings):
+            raise NotYet(DISK_FULL_S, lacking)
         better = self._own_recording(claim.audio_id) if self._is_fallback(claim.audio_id) else None
         database = self._storage.database
         if better is not None:
@@ -228,8 +300,9 @@ class Chain:
                 database, claim.audio_id, media, offset_s, settled.reason
             )
             outcome = self.ledger.finish(claim, None, self._needs, restart=changed)
-            named = recording_rows.sources(database, claim.audio_id)
-            left = {each.path for each in named} | {each.path for each in before}
+            self._note_end(claim, outcome)
+            given = self._given_files(claim.audio_id)
+            left = given | {each.path for each in before}
             unneeded += left - {each.path for each in media}
             unneeded += self._absorb_captures(claim.audio_id)
         return outcome
@@ -238,14 +311,18 @@ class Chain:
         database = self._storage.database
         recording = self._storage.recording(audio_id)
         audio_dir = self._settings.audio_dir
+        named = recording_rows.sources(database, audio_id)
+        # Outside of the transaction: a share that is slow must keep nobody from writing.
+        beside = settling.with_siblings(named, audio_dir)
         with database.transaction():
-            named = recording_rows.sources(database, audio_id)
-            beside = settling.with_siblings(named, audio_dir)
             if beside:
                 recording_rows.add_files(database, audio_id, beside, named[0].source)
-                named = recording_rows.sources(database, audio_id)
+            named = recording_rows.sources(database, audio_id)
             stored = recording_rows.stored_media(database, audio_id)
-        site = Site(audio_dir, self._settings.settle_s, self._storage.clock())
+        fetcher = Fetcher(Rules.of(self._settings), stopped=self._stopping.is_set)
+        moment = self._storage.clock()
+        spool_dir = self._settings.spool_dir
+        site = Site(audio_dir, spool_dir, self._settings.settle_s, moment, fetcher)
         try:
             return settling.settle(recording, named, stored, site)
         except OSError as error:
@@ -263,14 +340,19 @@ class Chain:
         """Make the recording an alias of the one that holds the same audio."""
         database = self._storage.database
         outcome = self.ledger.finish(claim, None, {})  # while its row is there
-        named = {each.path for each in recording_rows.sources(database, claim.audio_id)}
+        given = self._given_files(claim.audio_id)
         lacks = recording_rows.merge(database, survivor, claim.audio_id, self._storage.clock())
         again = {survivor} if lacks else set()
         for audio_id in again.union(recording_rows.moved(database, survivor)):
             self.ledger.restart(audio_id, [SETTLE])
-        unneeded += (named | {each.path for each in media}) - self._files_of(survivor)
+        unneeded += (given | {each.path for each in media}) - self._files_of(survivor)
         logger.info("the recording is known already", extra={"same_as": survivor})
         return replace(outcome, over=False)
+
+    def _given_files(self, audio_id: str) -> set[str]:
+        """Return the paths of files that were handed over to us, not only pointed at."""
+        named = recording_rows.sources(self._storage.database, audio_id)
+        return {each.path for each in named if each.source in GIVING_DOORS}
 
     def _files_of(self, audio_id: str) -> set[str]:
         """Return the paths that a recording needs: the files it was made from, and its copies."""
@@ -296,7 +378,8 @@ class Chain:
                 continue
             if other.state == RecordingState.STORED:
                 return other.audio_id
-            if other.state == RecordingState.EXPECTED:
+            waited_s = (self._storage.clock() - other.created_at).total_seconds()
+            if other.state == RecordingState.EXPECTED and waited_s < OTHER_PATIENCE_S:
                 raise NotYet(OTHER_RECORDING_S, "the PBX's own recording is being settled")
         return None
 
@@ -336,10 +419,14 @@ class Chain:
 
     def _feed(self, queue: str, waiting: int) -> int:
         """Send what is due in one queue; a queue that is full holds up no other."""
-        steps = [step for step in self._needs if self._waker.queue_of(step) == queue]
+        backfill = queue == BACKFILL
+        if backfill and self._backfill.must_wait():
+            return 0
+        steps = [step for step in self._needs if queue_of(step, backfill) == queue]
+        limit = (MAX_BACKFILL if backfill else MAX_BACKLOG) - waiting
         resend_s = BUSY_RESEND_S if waiting else RESEND_S
-        due = self.ledger.due(steps, MAX_BACKLOG - waiting, resend_s)
-        return sum(self._waker.wake(step, audio_id) for audio_id, step in due)
+        due = self.ledger.due(steps, limit, resend_s, backfill=backfill)
+        return sum(self._waker.wake(step, audio_id, backfill) for audio_id, step in due)
 
     def _expire_legs(self) -> None:
         calls = [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
@@ -382,7 +469,7 @@ class Chain:
     def _announce(self, claim: Claim, outcome: Outcome) -> None:
         """Publish how a step ended and wake what follows; both may fail without harm."""
         for step in outcome.released:
-            self._waker.wake(step, claim.audio_id)
+            self._waker.wake(step, claim.audio_id, self._backfill.concerns(claim.audio_id))
         if outcome.state == StepState.DONE:
             self._publish(claim, "step.finished", ms=outcome.ms)
         elif outcome.state == StepState.FAILED:
@@ -392,9 +479,7 @@ class Chain:
             self._publish(claim, "step.failed", ms=outcome.ms, error=error)
         if outcome.over:
             steps = self._storage.steps(claim.audio_id)
-            failed = state_of(steps) == DocumentState.FAILED
-            name = "analysis.failed" if failed else "analysis.ready"
-            self._publish(claim, name, error=error_of(steps))
+            self._publish(claim, _kind_of(state_of(steps)), error=error_of(steps))
 
     def _publish(self, claim: Claim, name: str, **fields: Any) -> None:
         try:
@@ -414,6 +499,10 @@ class Chain:
             logger.warning("events could not be published", extra={"count": len(made)})
 
 
+def _kind_of(state: DocumentState) -> str:
+    return "analysis.failed" if state == DocumentState.FAILED else "analysis.ready"
+
+
 class _Progress:
     """Notes the progress of a step, at most once a second."""
 
@@ -426,4 +515,5 @@ class _Progress:
         moment = time.monotonic()
         if moment - self._noted_at >= PROGRESS_S:
             self._noted_at = moment
-            self._ledger.renew(self._claim, share)
+            if not self._ledger.renew(self._claim, share):
+                raise Fenced(self._claim.step, self._claim.audio_id)

@@ -189,6 +189,8 @@ class Lane:
     """Whether the present process has answered: before that it may still load its model."""
     answers: int = 0
     """Calls that it has answered."""
+    busy_s: float = 0.0
+    """Seconds that answered calls took, all together."""
 
     def call(self, method: str, arguments: tuple[Any, ...], then: Callable[[Any], None]) -> None:
         """Call the engine; ``then`` takes its answer, or the EngineError, on the event loop."""
@@ -197,7 +199,7 @@ class Lane:
         self.running[future] = self.clock()
 
         def on_loop() -> None:
-            del self.running[future]
+            self.busy_s += self.clock() - self.running.pop(future)
             error = future.exception()
             if error is not None and not isinstance(error, EngineError):
                 error = EngineError(self.engine, type(error).__name__)

@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx
 import redis
 
-from callcore import model_store
+from callcore import model_store, taxonomies
+from callcore.category_rules import failed_examples
 from callcore.errors import CallcoreError
-from callcore.settings import Settings, broker_url
+from callcore.settings import Address, Settings, broker_url
 from callcore.storage import Storage
 
 #: An hour of one stereo call is 115 MB; below the first figure a busy day does not fit.
@@ -46,10 +47,12 @@ def findings(settings: Settings) -> Iterator[Finding]:
         _state_folder,
         _disk,
         _models,
+        _taxonomies,
         _database,
         _broker,
         _spool,
         _audiosocket,
+        _agi,
         _web,
     )
     for check in checks:
@@ -127,6 +130,25 @@ def _models(settings: Settings) -> Finding:
     return Finding("models", "ok", ", ".join(names) + " complete, hashes right")
 
 
+def _taxonomies(settings: Settings) -> Finding:
+    remedy = "mend the file, or CALLCORE_TAXONOMIES; docs/analysis.md explains the keys"
+    try:
+        known = taxonomies.load(settings.taxonomies)
+    except CallcoreError as error:
+        return Finding("taxonomies", "failed", str(error), remedy)
+    wrong = [
+        f"{name}: rule {rule.id} does not treat its own example as it says: {example!r}"
+        for name, taxonomy in zip(settings.taxonomies, known, strict=True)
+        for rule in taxonomy.rules
+        for example in failed_examples(rule)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        return Finding("taxonomies", "failed", wrong[0] + more, remedy)
+    names = ", ".join(f"{each.id} {each.version}" for each in known)
+    return Finding("taxonomies", "ok", f"{names or 'none'}, rules hold in their examples")
+
+
 def _database(settings: Settings) -> Finding:
     kind = settings.database_url.partition(":")[0]
     try:
@@ -168,15 +190,22 @@ def _spool(settings: Settings) -> Finding:
 
 
 def _audiosocket(settings: Settings) -> Finding:
-    address = settings.audiosocket_bind
+    # The daemon tolerates a peer that says nothing: Asterisk does the same to a channel that is
+    # not answered.
+    return _listener("audiosocket", settings.audiosocket_bind)
+
+
+def _agi(settings: Settings) -> Finding:
+    return _listener("agi", settings.agi_bind)
+
+
+def _listener(check: str, address: Address) -> Finding:
     try:
-        # The daemon tolerates a peer that says nothing: Asterisk does the same to a channel
-        # that is not answered.
         socket.create_connection((_reachable(address.host), address.port), TIMEOUT_S).close()
     except OSError as error:
         detail = f"nothing listens on {address} ({error.strerror or 'timed out'})"
-        return Finding("audiosocket", "failed", detail, "start it: `callcore up`")
-    return Finding("audiosocket", "ok", f"the daemon listens on {address}")
+        return Finding(check, "failed", detail, "start it: `callcore up`")
+    return Finding(check, "ok", f"the daemon listens on {address}")
 
 
 def _web(settings: Settings) -> Finding:

@@ -1,8 +1,10 @@
 """The document of a recording, ``callcore.insights/1``, put together when it is read.
 
-So it is valid after every step: what is not there yet, or was not asked for, is null.
+So it is valid after every step: what is not there yet, or was not asked for, is null. Its types
+are in ``document_types``.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +18,12 @@ from callcore.calls import (
     StepStatus,
     iso,
 )
+from callcore.errors import SchemaError
+from callcore.insights_document import RESULTS, SCHEMA, check_document, check_result
 from callcore.results import Segment
 from callcore.storage import Storage
 
-SCHEMA = "callcore.insights/1"
+logger = logging.getLogger(__name__)
 
 #: Parts of the document beside the transcript, and the step whose result each one is.
 PARTS = {
@@ -43,7 +47,13 @@ def read(storage: Storage, any_audio_id: str) -> dict[str, Any]:
     steps = storage.steps(recording.audio_id)
     results = storage.results(recording.audio_id)
     live = [] if "transcribe" in results else storage.live_segments(recording.call_id)
-    return assemble(call, recording, steps, results, live)
+    document = assemble(call, recording, steps, results, live)
+    try:
+        check_document({**document, **dict.fromkeys(PARTS)})  # the parts have been checked
+    except SchemaError as error:
+        # Whoever reads is better off with all of it than with nothing because of one field.
+        logger.error("a document breaks its schema", extra={"reason": str(error)})
+    return document
 
 
 def assemble(
@@ -62,8 +72,10 @@ def assemble(
         results: What the steps made, by name.
         live: The live transcript: shown until the recording has been transcribed.
     """
-    transcript = results.get("transcribe")
+    sound = {name: made for name, made in results.items() if _is_sound(name, made)}
+    transcript = sound.get("transcribe")
     segments = transcript["segments"] if transcript else [each.as_json() for each in live]
+    categories = sound.get("classify")
     return {
         "schema": SCHEMA,
         "audio_id": recording.audio_id,
@@ -77,9 +89,21 @@ def assemble(
         },
         "language": transcript["language"] if transcript else call.facts.language,
         "source": segments[0]["source"] if segments else None,
-        "segments": segments,
-        **{part: results.get(step) for part, step in PARTS.items()},
+        "segments": [{"speaker": None, **each} for each in segments],
+        **{part: sound.get(step) for part, step in PARTS.items()},
+        "flags": categories["flags"] if categories else None,
+        "other": {name: made for name, made in sound.items() if name not in RESULTS},
     }
+
+
+def _is_sound(step: str, result: Mapping[str, Any]) -> bool:
+    """Return whether a stored result fits today's schema: an older callcore may have made it."""
+    try:
+        check_result(step, result)
+    except SchemaError as error:
+        logger.warning("a stored result is left out", extra={"reason": str(error)})
+        return False
+    return True
 
 
 def state_of(steps: Sequence[StepStatus]) -> DocumentState:
@@ -126,10 +150,13 @@ def status(recording: Recording, steps: Sequence[StepStatus]) -> dict[str, Any]:
         "status": state_of(steps),
         "progress": progress_of(steps),
         "current_step": current_step(steps),
+        "audio_s": _rounded(recording.duration_s),
+        "transcribed_s": _transcribed(recording, steps),
         "steps": [
             {
                 "name": step.name,
                 "status": step.status,
+                "progress": round(step.progress, 3),
                 "started_at": iso(step.started_at),
                 "ms": step.ms,
                 "attempts": step.attempts,
@@ -139,6 +166,14 @@ def status(recording: Recording, steps: Sequence[StepStatus]) -> dict[str, Any]:
         ],
         "error": error_of(steps),
     }
+
+
+def _transcribed(recording: Recording, steps: Sequence[StepStatus]) -> float | None:
+    """Return the seconds of audio that are transcribed; None while the length is not known."""
+    share = next((step.progress for step in steps if step.name == "transcribe"), None)
+    if share is None or recording.duration_s is None:
+        return None
+    return round(share * recording.duration_s, 1)
 
 
 def _call(call: Call) -> dict[str, Any]:

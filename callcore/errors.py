@@ -9,10 +9,12 @@ CallcoreError
 │   └── InvalidRecording             the recording will never be readable: not retried
 ├── ModelError(model)                a model is missing, incomplete or not what its hash says
 ├── DownloadError(host)              a file could not be had from there; another source may have it
+├── FetchError(host)                 a recording was refused, or did not come from its host
 ├── EngineError(engine)              an engine failed or its process died: retried
 ├── StepError(step, audio_id)        one step of a recording failed
 │   ├── MissingInput                 a result that the step needs is not there
 │   └── Fenced                       another worker took the step over: this one's work is void
+├── SchemaError(what)                a result is not what the published schema says
 ├── NotFound                         no such call, leg, recording or task
 └── Refused(code)                    intake or a registration said no, with the reason
 """
@@ -81,6 +83,22 @@ class DownloadError(CallcoreError):
         self.unreachable = unreachable
 
 
+class FetchError(CallcoreError):
+    """A recording may not be fetched, or did not come.
+
+    Args:
+        host: Where it was asked for; None if the URL tells no host. The URL itself may carry
+            numbers or tokens, so it is nowhere here.
+        message: What was wrong, as the rest of a sentence about that host.
+        retry_s: Seconds after the report for which it is worth trying again; 0: refused for good.
+    """
+
+    def __init__(self, host: str | None, message: str, *, retry_s: float = 0.0) -> None:
+        super().__init__(f"{host} {message}" if host else message)
+        self.host = host
+        self.retry_s = retry_s
+
+
 class EngineError(CallcoreError):
     """An engine failed or its process died; the work is tried again.
 
@@ -117,6 +135,19 @@ class Fenced(StepError):
 
     def __init__(self, step: str, audio_id: str) -> None:
         super().__init__(step, audio_id, "another worker has taken it over")
+
+
+class SchemaError(CallcoreError):
+    """A result or a document is not what the published schema says.
+
+    Args:
+        what: Which one, e.g. ``the result of ner``.
+        message: What is wrong and where, without values.
+    """
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(f"{what} breaks the schema: {message}")
+        self.what = what
 
 
 class NotFound(CallcoreError):

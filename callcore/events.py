@@ -32,6 +32,16 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "latency",
         "revised",
     ),
+    "flag.raised": (
+        "flag_id",
+        "rule",
+        "rule_version",
+        "severity",
+        "label",
+        "leg",
+        "at_s",
+        "evidence",
+    ),
     "lag.updated": ("lag_s", "state"),
     "audio.lost": ("leg", "start", "end", "reason"),
     "dtmf": ("leg", "digit"),
@@ -43,7 +53,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 #: Types that the lobby carries beside the call's own room.
-LOBBY_TYPES = frozenset({"call.started", "call.ended", "lag.updated"})
+LOBBY_TYPES = frozenset({"call.started", "call.ended", "flag.raised", "lag.updated"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,19 @@ through several doors, in any order, are one recording whose facts are united.
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import re
+import time
 import uuid as uuids
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from callcore import filenames, settling
+from callcore import fetch, filenames, settling
 from callcore.calls import SETTLE, CallFacts, Leg, Media
-from callcore.errors import Refused
+from callcore.errors import FetchError, Refused
 from callcore.ledger import Ledger
 from callcore.settings import Settings
 from callcore.storage import Storage, call_rows, recording_rows
@@ -23,11 +26,18 @@ from callcore.storage import Storage, call_rows, recording_rows
 REGISTRATION_VALID_S = 10.0
 #: The door of our own recordings of live legs.
 CAPTURE = "capture"
+#: Doors that hand a file over. What lies in the audio folder and came through another one belongs
+#: to somebody else: whoever names such a file points at it.
+GIVING_DOORS = frozenset({CAPTURE, "upload", "webhook"})
+#: Seconds for which nobody is told of new recordings after the broker did not answer.
+SILENCE_S = 5.0
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _LEG = re.compile(r"mixed|(caller|agent)(-[2-9])?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _MAX_TEXT = 200
+#: A start further ahead than this comes from a wrong clock, or from a number that is no time.
+_MAX_AHEAD = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,30 @@ def _checked_uuid(uuid: str) -> str:
 # ---- recordings
 
 
+class Messenger:
+    """Tells workers of accepted recordings, and is silent for a while after that failed.
+
+    Where a network swallows what is sent to the broker, each try costs its time limit, and a
+    thousand reports would wait for a thousand of them. The sweep tells the workers anyway.
+
+    Args:
+        wake: Tells a worker of a recording; False if that failed.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, wake: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._silent_until = -math.inf
+
+    def tell(self, audio_id: str) -> None:
+        """Tell a worker, unless that has just failed."""
+        if self._clock() >= self._silent_until and self._wake(audio_id) is False:
+            self._silent_until = self._clock() + SILENCE_S
+
+
 def accept_recording(
     storage: Storage,
     settings: Settings,
@@ -101,12 +135,14 @@ def accept_recording(
     original_name: str | None = None,
     wait_s: float = 0.0,
     renewed: bool = False,
+    backfill: bool = False,
 ) -> Accepted:
     """Put a reported recording on record: after the return it cannot be lost.
 
     Args:
         storage: The record.
-        settings: ``pbx`` is part of the identity, ``steps`` are what will be done.
+        settings: ``pbx`` is part of the identity, ``steps`` are what will be done,
+            ``name_pattern`` is how the site names its files.
         facts: What the door knows.
         source: The door: ``spool``, ``upload``, ``capture``, ``webhook`` or ``agi``.
         media: The files it names, which need not be complete or even there yet. Role ``mixed``
@@ -115,15 +151,65 @@ def accept_recording(
         wait_s: Seconds before it is looked at.
         renewed: Whether the files are known to have changed since they were reported: they are
             read again.
+        backfill: Whether it is an old one that gives way to live calls and to new recordings. A
+            door that reports it as new has the last word.
 
     Raises:
         Refused: If a fact cannot be used, see ``register_leg``, or ``bad-name``.
     """
     check_facts(facts)
     _check_names([original_name or "", *(text for m in media for text in (m.role, m.path))])
-    name = _name(media, original_name)
+    name = _name(settings, media, original_name)
     said = _report(settings, facts, source, media, name, original_name)
-    return _accept(storage, settings, replace(said, renewed=renewed), wait_s)
+    start = _channel_start(said.facts, storage.clock())
+    said = replace(said, renewed=renewed, backfill=backfill, call_started_at=start)
+    return _accept(storage, settings, said, wait_s)
+
+
+def accept_url(storage: Storage, settings: Settings, facts: CallFacts, url: str) -> Accepted:
+    """Put a recording that ``settle`` will fetch on record; the webhook's door.
+
+    Args:
+        storage: The record.
+        settings: As for ``accept_recording``; ``recording_hosts`` are the hosts that are asked.
+        facts: What the sender knows.
+        url: Where the recording is. The name at the end of its path is used like a file's name.
+
+    Raises:
+        Refused: If a fact cannot be used, see ``register_leg``, or ``bad-url``.
+    """
+    check_facts(facts)
+    try:
+        at = fetch.check(url, fetch.Rules.of(settings))
+    except FetchError as error:
+        raise Refused("bad-url", str(error), "recording_url") from None
+    name = _name(settings, [], at.name)
+    if not _channel(name.facts) and not (facts.uniqueid and at.names_a_file):
+        # Files of other folders or queries are other recordings, though they be named alike:
+        # /1/audio.wav and /2/audio.wav. Where they are one after all, their content will tell.
+        place = hashlib.sha256(at.place.encode()).hexdigest()[:16]
+        name = replace(name, stem=f"{name.stem} {place}")
+    said = _report(settings, facts, "webhook", [Media("mixed", "")], name, at.name)
+    moment = storage.clock()
+    path = settling.fetched_path(settings.audio_dir, at, str(said.identity), moment)
+    media = tuple(replace(each, path=str(path)) for each in said.media)
+    start = _channel_start(said.facts, moment)
+    said = replace(said, media=media, url=url, call_started_at=start)
+    return _accept(storage, settings, said, wait_s=0.0)
+
+
+def accept_facts(storage: Storage, facts: CallFacts) -> str | None:
+    """Unite what a door knows about a call, of which it has no recording.
+
+    Returns:
+        The call's call_id; None where no call of these ids is known: there is nothing to tell of
+        a call that was neither heard nor recorded.
+
+    Raises:
+        Refused: If a fact cannot be used, see ``register_leg``.
+    """
+    check_facts(facts)
+    return storage.complete_call(call_rows.ids_of(facts), replace(facts, started_at=None))
 
 
 def accept_capture(storage: Storage, settings: Settings, call_id: str) -> Accepted | None:
@@ -155,21 +241,38 @@ def _accept(
     database = storage.database
     with database.transaction():
         reported = recording_rows.report(database, said, storage.clock())
-        ledger.enqueue(reported.audio_id, settings.steps, wait_s)
+        if reported.created or reported.changed:
+            # Steps that a setting added since then would never be released without settling.
+            ledger.enqueue(reported.audio_id, settings.steps, wait_s)
         if reported.changed and not reported.created:
             ledger.restart(reported.audio_id, [SETTLE])
-        for audio_id in recording_rows.moved(database, reported.audio_id):
+        for audio_id in sorted(recording_rows.moved(database, reported.audio_id)):
             ledger.restart(audio_id, [SETTLE])
     # A second upload of the same recording; a file of the PBX is never touched.
-    settling.remove(reported.unneeded, settings.audio_dir)
-    wake = reported.changed and not (reported.created and wait_s)
+    if said.source in GIVING_DOORS:
+        unused = storage.unused_files(reported.audio_id, reported.unneeded)
+        settling.remove(unused, settings.audio_dir)
+    # Backfill waits for the sweep, which sends as much of it as there is room for.
+    wake = reported.changed and not (reported.created and wait_s) and not said.backfill
     return Accepted(reported.audio_id, reported.created, wake)
 
 
-def _name(media: Sequence[Media], original_name: str | None) -> filenames.FileName:
-    if original_name is not None:
-        return filenames.parse(original_name)
-    return filenames.parse(media[0].path if media else "")
+def _name(
+    settings: Settings, media: Sequence[Media], original_name: str | None
+) -> filenames.FileName:
+    said = original_name if original_name is not None else media[0].path if media else ""
+    name = _parse(settings, said)
+    # A name is no reason to refuse a file: what it claims is used where it can be.
+    return replace(name, facts=usable_facts(name.facts))
+
+
+def _channel_start(facts: CallFacts, moment: datetime) -> datetime | None:
+    """Return when the call's first channel was made, if its ids tell.
+
+    That is where the call began, not the recording: the caller may have waited before.
+    """
+    start = filenames.channel_started_at(facts.linkedid or facts.uniqueid)
+    return start if start is not None and start < moment + _MAX_AHEAD else None
 
 
 def _report(
@@ -180,33 +283,53 @@ def _report(
     name: filenames.FileName,
     original_name: str | None,
 ) -> recording_rows.Report:
-    # The name tells which channel was recorded; a hangup hook tells on which channel it ran.
+    # The name tells which channel was recorded; a hangup hook tells on which channel it ran. So
+    # the name's ids make the identity, whatever else a door knows. Of all else a door knows more.
     leg = facts.leg or (name.leg if len(media) == 1 else None)
-    united = replace(name.facts.merged(facts), leg=leg)
-    channel = united.uniqueid or united.call_id or united.linkedid
+    united = replace(
+        facts.merged(name.facts), uniqueid=name.facts.uniqueid or facts.uniqueid, leg=leg
+    )
+    channel = _channel(name.facts) or _channel(facts)
+    sha256 = media[0].sha256 if len(media) == 1 else None
     identity: str | None = None
+    content_identity: str | None = None
     if channel:
         identity = json.dumps([settings.pbx, channel, name.stem])
-    elif len(media) == 1 and media[0].sha256:
-        identity = json.dumps(["sha256", media[0].sha256])
+        if sha256 and not _channel(name.facts):
+            # Every sound file of one call may be called recording.wav.
+            content_identity = json.dumps([settings.pbx, channel, f"{name.stem} {sha256}"])
+    elif sha256:
+        identity = json.dumps(["sha256", sha256])
     ids = call_rows.ids_of(replace(united, uniqueid=facts.uniqueid or united.uniqueid))
     ids += [united.uniqueid] if united.uniqueid and united.uniqueid not in ids else []
     siblings = [path for each in media for path in filenames.siblings(each.path)]
     return recording_rows.Report(
         identity=identity,
+        content_identity=content_identity,
         facts=united,
         source=source,
-        media=tuple(_with_role(each, facts.leg, original_name) for each in media),
+        media=tuple(_with_role(each, settings, facts.leg, original_name) for each in media),
         ids=ids,
         siblings=tuple(siblings) if original_name is None else (),
         original_name=original_name,
     )
 
 
-def _with_role(media: Media, leg: str | None, original_name: str | None) -> Media:
+def _channel(facts: CallFacts) -> str | None:
+    return facts.uniqueid or facts.call_id or facts.linkedid
+
+
+def _with_role(
+    media: Media, settings: Settings, leg: str | None, original_name: str | None
+) -> Media:
     if media.role != "mixed":
         return media
-    return replace(media, role=leg or filenames.parse(original_name or media.path).leg or "mixed")
+    said = leg or _parse(settings, original_name or media.path).leg
+    return replace(media, role=said or "mixed")
+
+
+def _parse(settings: Settings, name: str) -> filenames.FileName:
+    return filenames.parse(name, filenames.patterns(settings.name_pattern))
 
 
 # ---- what may be said
@@ -218,16 +341,33 @@ def check_facts(facts: CallFacts) -> None:
     Raises:
         Refused: With the field that is at fault. What it held is not repeated.
     """
+    for fault in _faults(facts):
+        raise fault
+
+
+def is_leg(name: str) -> bool:
+    """Tell whether a leg may have this name."""
+    return _LEG.fullmatch(name) is not None
+
+
+def usable_facts(facts: CallFacts) -> CallFacts:
+    """Return the facts without those that ``check_facts`` would refuse."""
+    return replace(facts, **{str(fault.field): None for fault in _faults(facts)})
+
+
+def _faults(facts: CallFacts) -> Iterator[Refused]:
     for field in ("call_id", "uniqueid", "linkedid"):
-        _match(_ID, getattr(facts, field), "bad-id", field, _ID_RULE)
-    _match(_LEG, facts.leg, "bad-leg", "leg", "expected caller, agent, agent-2 ... or mixed")
-    _match(_LANGUAGE, facts.language, "bad-language", "language", "expected a code such as en")
+        yield from _mismatch(_ID, getattr(facts, field), "bad-id", field, _ID_RULE)
+    yield from _mismatch(_LEG, facts.leg, "bad-leg", "leg", _LEG_RULE)
+    yield from _mismatch(
+        _LANGUAGE, facts.language, "bad-language", "language", "expected a code such as en"
+    )
     if facts.direction not in (None, "in", "out", "internal"):
-        raise Refused("bad-direction", "expected in, out or internal", "direction")
+        yield Refused("bad-direction", "expected in, out or internal", "direction")
     for field in ("caller", "callee", "agent", "queue"):
         value = getattr(facts, field)
         if value is not None and (len(value) > _MAX_TEXT or not value.isprintable()):
-            raise Refused("bad-text", f"expected up to {_MAX_TEXT} printable characters", field)
+            yield Refused("bad-text", f"expected up to {_MAX_TEXT} printable characters", field)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -236,10 +376,11 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 _ID_RULE = "expected 1 to 80 letters, digits, dots, dashes or underscores, the first no sign"
+_LEG_RULE = "expected caller, agent, agent-2 ... or mixed"
 
 
-def _match(
+def _mismatch(
     pattern: re.Pattern[str], value: str | None, code: str, field: str, message: str
-) -> None:
+) -> Iterator[Refused]:
     if value is not None and not pattern.fullmatch(value):
-        raise Refused(code, message, field)
+        yield Refused(code, message, field)

@@ -19,9 +19,11 @@ from callcore.settings import Settings, broker_url
 
 logger = logging.getLogger(__name__)
 
-#: Queue of steps that wait for files and the network; the others compute.
+#: Steps that wait for files and the network; the others compute.
 _IO_STEPS = frozenset({SETTLE})
-QUEUES = ("io", "cpu")
+#: All steps of backfilled recordings have a queue of their own, so that nobody waits behind them.
+BACKFILL = "backfill"
+QUEUES = ("io", "cpu", BACKFILL)
 
 #: Milliseconds after which the messages of a silent worker process go to another one.
 _HEARTBEAT_MS = 30_000
@@ -35,8 +37,10 @@ _PATIENT = Retry(ExponentialWithJitterBackoff(cap=1, base=0.05), 600)
 _WAKE_TIMEOUT_S = 1.0
 
 
-def queue_of(step: str) -> str:
+def queue_of(step: str, backfill: bool = False) -> str:
     """Return the queue of a step: by the resource that it needs."""
+    if backfill:
+        return BACKFILL
     return "io" if step in _IO_STEPS else "cpu"
 
 
@@ -78,10 +82,11 @@ class Waker:
     def __init__(self, settings: Settings) -> None:
         self._broker = make_broker(settings, patient=False)
 
-    def wake(self, step: str, audio_id: str) -> bool:
+    def wake(self, step: str, audio_id: str, backfill: bool = False) -> bool:
         """Send a message; False if the broker is away, and the sweep will do it later."""
+        queue = queue_of(step, backfill)
         message: dramatiq.Message[Any] = dramatiq.Message(
-            queue_name=queue_of(step), actor_name=step, args=(audio_id,), kwargs={}, options={}
+            queue_name=queue, actor_name=step, args=(audio_id,), kwargs={}, options={}
         )
         try:
             self._broker.enqueue(message)
@@ -89,10 +94,6 @@ class Waker:
             logger.info("the broker is away", extra={"step": step, "reason": str(error)})
             return False
         return True
-
-    def queue_of(self, step: str) -> str:
-        """Return the queue of a step."""
-        return queue_of(step)
 
     def backlog(self) -> dict[str, int] | None:
         """Return how many messages wait for a worker, by queue; None if the broker is away."""

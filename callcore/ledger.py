@@ -61,6 +61,7 @@ class Ledger:
         storage: The record.
         lease_s: Seconds after which the step of a dead worker is taken over.
         max_attempts: Tries before a step has failed.
+        after: The steps that must be over, well or not, before each step is released.
         jitter: Returns a number in [0, 1): spreads the tries of many steps.
     """
 
@@ -70,10 +71,12 @@ class Ledger:
         *,
         lease_s: float = 30.0,
         max_attempts: int = 4,
+        after: Mapping[str, Sequence[str]] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.lease_s = lease_s
         self.max_attempts = max_attempts
+        self._after = after or {}
         self._storage = storage
         self._database = storage.database
         self._jitter = jitter
@@ -103,11 +106,22 @@ class Ledger:
         moment = self._storage.clock()
         job = tables.Job
         with self._database.transaction():
+            self._serialize(audio_id)
             for step in steps:
                 due = moment if step == SETTLE else None
                 self._database.run(
                     job.update(due=due, sent_at=due, **_FRESH).where(_is(audio_id, step))
                 )
+
+    def rerun(
+        self, audio_id: str, steps: Iterable[str], needs: Mapping[str, Sequence[str]]
+    ) -> tuple[str, ...]:
+        """Let steps run again; return those that can run now. Whoever runs one now is fenced."""
+        with self._database.transaction():
+            self._serialize(audio_id)
+            self.restart(audio_id, steps)
+            released = self._release(audio_id, needs)
+            return (SETTLE, *released) if SETTLE in steps else released
 
     # ---- running
 
@@ -127,6 +141,8 @@ class Ledger:
                     attempts=job.attempts + 1,
                     owner=owner,
                     due=moment + timedelta(seconds=self.lease_s),
+                    # The message has been taken: when the lease ends, another is due at once.
+                    sent_at=None,
                     started_at=moment,
                     ms=None,
                     progress=0.0,
@@ -212,7 +228,12 @@ class Ledger:
     # ---- the sweep
 
     def due(
-        self, steps: Iterable[str], limit: int, resend_s: float = RESEND_S
+        self,
+        steps: Iterable[str],
+        limit: int,
+        resend_s: float = RESEND_S,
+        *,
+        backfill: bool | None = None,
     ) -> list[tuple[str, str]]:
         """Return what waits for a worker who has not been told lately: (audio_id, step).
 
@@ -223,6 +244,7 @@ class Ledger:
             limit: Most to return; those that nobody has been told of come first, then those that
                 were told of longest ago.
             resend_s: Seconds that count as lately.
+            backfill: Whether the recordings are backfilled ones; None: either.
         """
         if limit <= 0:
             return []
@@ -232,6 +254,8 @@ class Ledger:
         query = job.select(job.recording, job.step).where(
             _is_due(moment) & job.step.in_(list(steps)) & untold
         )
+        if backfill is not None:
+            query = query.join(tables.Recording).where(tables.Recording.backfill == backfill)
         order = (job.sent_at.is_null(False), job.sent_at, job.due)
         rows = self._database.all(query.order_by(*order).limit(limit))
         told: list[tuple[str, str]] = []
@@ -244,14 +268,25 @@ class Ledger:
                     told.append((str(row["recording"]), str(row["step"])))
         return told
 
+    def untell(self, audio_id: str, step: str) -> None:
+        """Have the sweep tell a worker again: one who was told cannot take the step now."""
+        with self._database.transaction():
+            self._database.run(tables.Job.update(sent_at=None).where(_is(audio_id, step)))
+
     # ---- inside a transaction
+
+    def _serialize(self, audio_id: str) -> None:
+        """Let one transaction at a time decide what of a recording may run.
+
+        Two steps that end at once must see each other, or a step that needs both never starts.
+        """
+        self._database.serialize(_RECORDING_LOCKS + zlib.crc32(audio_id.encode()))
 
     def _row(self, audio_id: str, step: str) -> Row | None:
         return self._database.first(tables.Job.select().where(_is(audio_id, step)))
 
     def _close(self, claim: Claim, state: StepState, error: str | None) -> int:
-        # Two steps that end at once must see each other, or a step that needs both never starts.
-        self._database.serialize(_RECORDING_LOCKS + zlib.crc32(claim.audio_id.encode()))
+        self._serialize(claim.audio_id)
         row = self._row(claim.audio_id, claim.step)
         if row is None or row["owner"] != claim.owner or row["state"] != StepState.RUNNING:
             raise Fenced(claim.step, claim.audio_id)
@@ -304,8 +339,10 @@ class Ledger:
 
     def _release(self, audio_id: str, needs: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         """Make due what waits and has all it needs."""
+        self._drop_unknown(audio_id, needs)
         rows = self._states(audio_id)
         done = {step for step, row in rows.items() if row["state"] == StepState.DONE}
+        open_ = {step for step, row in rows.items() if not StepState(row["state"]).is_over}
         ready = [
             step
             for step, row in rows.items()
@@ -313,6 +350,7 @@ class Ledger:
             and row["due"] is None
             and step in needs
             and done.issuperset(needs[step])
+            and open_.isdisjoint(self._after.get(step, ()))
         ]
         moment = self._storage.clock()
         job = tables.Job
@@ -320,6 +358,15 @@ class Ledger:
             where = _is(audio_id, step) & (job.state == StepState.PENDING)
             self._database.run(job.update(due=moment, sent_at=moment).where(where))
         return tuple(ready)
+
+    def _drop_unknown(self, audio_id: str, needs: Mapping[str, Sequence[str]]) -> None:
+        """Close steps that the settings no longer name: nobody will ever run them."""
+        if not needs:
+            return
+        job = tables.Job
+        unknown = job.step.not_in(list(needs)) & (job.state == StepState.PENDING)
+        skipped = {"state": StepState.SKIPPED, "due": None, "error": "it is not among the steps"}
+        self._database.run(job.update(**skipped).where((job.recording == audio_id) & unknown))
 
     def _skip(self, claim: Claim, needs: Mapping[str, Sequence[str]]) -> None:
         """Close what needs the failed step, and what needs that."""

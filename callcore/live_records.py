@@ -156,9 +156,9 @@ class Records:
         """Return the calls that are live on any daemon."""
         return await self._done(self._storage.live_calls)
 
-    async def note_alive(self) -> None:
-        """Store a sign of life of this daemon."""
-        await self._done(partial(self._storage.note_daemon, self._settings.daemon_name))
+    async def note_alive(self, load: float | None = None) -> None:
+        """Store a sign of life of this daemon, and how busy live calls keep its decoder."""
+        await self._done(partial(self._storage.note_daemon, self._settings.daemon_name, load))
 
     async def other_daemons(self) -> dict[str, datetime | None]:
         """Return the other daemons that have live legs, each with its last sign of life."""

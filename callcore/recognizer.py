@@ -51,6 +51,7 @@ class Recognizer:
         self._queue = DecodeQueue(inference, clock, self.config)
         self._initial_state: Floats | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._load_since = (clock(), 0.0)
 
     async def start(self) -> None:
         """Begin to look at the rings."""
@@ -152,6 +153,13 @@ class Recognizer:
     def answers(self) -> int:
         """Calls that engines have answered."""
         return sum(lane.answers for lane in self._lanes)
+
+    def take_load(self) -> float:
+        """Return the share of their time, 0 to 1, that decoders worked since the last call."""
+        lanes = set(self._queue.lanes.values())
+        before, self._load_since = self._load_since, (self._clock(), sum(x.busy_s for x in lanes))
+        elapsed_s = (self._load_since[0] - before[0]) * sum(lane.threads for lane in lanes)
+        return min(1.0, (self._load_since[1] - before[1]) / elapsed_s) if elapsed_s > 0 else 0.0
 
     def now(self) -> float:
         """Return the time of the clock."""

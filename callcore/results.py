@@ -43,6 +43,8 @@ class Segment:
     """Live only: seconds from the end of speech to publishing."""
     revised: bool = False
     """Live only: the final changed a word that partials had shown as stable."""
+    speaker: str | None = None
+    """``A`` (who speaks first) or ``B`` in a mono recording of both parties; else None."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the form of documents and of ``/api/calls/``."""
@@ -57,6 +59,7 @@ class Segment:
             "source": self.source,
             "latency": None if self.latency is None else round(self.latency, 3),
             "revised": self.revised,
+            "speaker": self.speaker,
         }
 
 

@@ -174,7 +174,7 @@ class LiveCalls:
         Args:
             idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
         """
-        await self.records.note_alive()
+        await self.records.note_alive(self.recognizer.take_load() if self.recognizer else None)
         for call in await self.records.expire_legs():
             self._publish_end(call)
         for name in self._lost_daemons(await self.records.other_daemons()):
@@ -582,8 +582,8 @@ class LegSession:
                 logger.exception("a final cannot be stored", extra={"segment": segment.segment})
             self.finals += 1
             late = (segment.latency or 0.0) + self._clock() - heard
-            fields = replace(segment, latency=late).as_json()
-            del fields["source"]
+            known = replace(segment, latency=late).as_json()
+            fields = {name: known[name] for name in events.FIELDS["transcript.final"]}
             self._publish("transcript.final", **fields)
 
     async def _finish_recognition(self) -> None:

@@ -4,6 +4,8 @@
 table is tested against it. A secret may also come from a file: ``CALLCORE_<NAME>_FILE``.
 """
 
+import base64
+import ipaddress
 import os
 import re
 import socket
@@ -11,10 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from callcore.errors import ConfigError
 
 PREFIX = "CALLCORE_"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,12 @@ def _language(text: str) -> str:
     return text
 
 
+def _language_code(text: str) -> str:
+    if not re.fullmatch(r"[a-z]{2,3}", text):
+        raise ValueError("a language code such as en")
+    return text
+
+
 def _engine(text: str) -> str:
     if not re.fullmatch(r"[\w.]+:\w+", text):
         raise ValueError("module:attribute, e.g. callcore.engines.silero:Silero")
@@ -127,6 +138,75 @@ def _redis_url(text: str) -> str:
     if text and not text.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("redis://, rediss:// or unix://, or nothing for the embedded broker")
     return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part) for part in _names(text))
+    except ValueError:
+        raise ValueError("addresses or networks such as 10.0.0.0/8, separated by commas") from None
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    for part in _names(text):
+        if not re.fullmatch(r"(\*\.)?[^\s:/@*\[\]]+(:\d{1,5})?|\[[\da-fA-F:.]+\](:\d{1,5})?", part):
+            raise ValueError("hosts such as pbx.example.org, *.example.org or [::1]:8080, no URLs")
+    return _names(text)
+
+
+def _http_url(text: str) -> str:
+    try:
+        address = urlsplit(text)
+        host = (address.hostname or "").encode("idna")
+        good = address.scheme in ("http", "https") and host and address.port != 0
+    except ValueError:  # no such port, bracket or name
+        good = False
+    if text and (not good or re.search(r"\s", text)):
+        raise ValueError("http://... or https://..., or nothing")
+    return text.rstrip("/")
+
+
+def _http_urls(text: str) -> tuple[str, ...]:
+    return tuple(_http_url(part) for part in _names(text))
+
+
+#: Groups that a site's pattern of file names may have: the fields of ``calls.CallFacts``.
+NAME_GROUPS = (
+    "call_id",
+    "uniqueid",
+    "linkedid",
+    "leg",
+    "caller",
+    "callee",
+    "agent",
+    "queue",
+    "direction",
+    "language",
+    "started_at",
+)
+
+
+def _name_pattern(text: str) -> str:
+    try:
+        groups = re.compile(text).groupindex
+    except re.error as error:
+        raise ValueError(f"a regular expression ({error})") from None
+    if text and not groups:
+        raise ValueError("a pattern with named groups, e.g. (?P<queue>[a-z]+)")
+    for name in groups:
+        if name not in NAME_GROUPS:
+            raise ValueError(f"no group {name}, only {', '.join(NAME_GROUPS)}")
+    return text
+
+
+def _models_by_language(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for each in _names(text):
+        language, _, model = (part.strip() for part in each.partition("="))
+        if not (re.fullmatch(r"[a-z]{2,3}", language) and model):
+            raise ValueError("language=model, e.g. en=en_core_web_sm,fr=fr_core_news_sm")
+        pairs.append((language, model))
+    return tuple(pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +282,18 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "audiosocket_bind", parse_address, "127.0.0.1:9092", "Where Asterisk's audio is received."
     ),
+    Field(
+        "agi_bind",
+        parse_address,
+        "127.0.0.1:4573",
+        "Where Asterisk's FastAGI requests are answered.",
+    ),
+    Field(
+        "agi_peers",
+        _networks,
+        "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8",
+        "Networks that FastAGI requests may come from.",
+    ),
     Field("web_bind", parse_address, "127.0.0.1:8000", "Where pages, API and events are served."),
     Field(
         "token",
@@ -209,6 +301,37 @@ FIELDS: tuple[Field, ...] = (
         "",
         "Secret for pages and API; without one the web listens on loopback only.",
         secret=True,
+    ),
+    Field(
+        "hook_secrets",
+        _names,
+        "",
+        "Secrets that sign /api/recording-done/, newest first; with one, unsigned is refused.",
+        secret=True,
+    ),
+    Field(
+        "hook_peers",
+        _networks,
+        "",
+        "Networks that /api/recording-done/ may be called from; empty: any.",
+    ),
+    Field(
+        "recording_hosts",
+        _hosts,
+        "",
+        "Hosts that recordings may be fetched from, `pbx.example.org` or `*.example.org`.",
+    ),
+    Field(
+        "recording_networks",
+        _networks,
+        "",
+        "Private networks that such a host may be in; none are without.",
+    ),
+    Field(
+        "fetch_timeout_s",
+        _number(1, 86_400),
+        "120",
+        "Longest time that fetching one recording may take, in seconds.",
     ),
     Field("pbx", _name, "asterisk", "Name of the PBX: part of a recording's identity."),
     Field(
@@ -308,9 +431,90 @@ FIELDS: tuple[Field, ...] = (
         "callcore.engines.batch_whisper:BatchWhisper",
         "Engine that transcribes recordings.",
     ),
-    Field("steps", _names, "transcribe", "Analysis steps of a recording, separated by commas."),
+    Field(
+        "steps",
+        _names,
+        "transcribe,translate,summarize,ner,classify,insights,annotate",
+        "Analysis steps of a recording, separated by commas.",
+    ),
+    Field(
+        "hotwords",
+        _text,
+        "",
+        "Names and words of your field, separated by commas, that the recogniser should expect.",
+    ),
+    Field(
+        "speaker_turns",
+        _choice("on", "off"),
+        "on",
+        "Tell the speakers of a mono recording of both parties apart.",
+    ),
+    Field(
+        "speaker_encoder",
+        _engine,
+        "callcore.engines.ge2e:Ge2e",
+        "Engine that turns speech into vectors that tell voices apart.",
+    ),
+    Field("translate_to", _language_code, "en", "Language that transcripts are translated into."),
+    Field(
+        "translator",
+        _engine,
+        "callcore.engines.argos:Argos",
+        "Engine that translates text.",
+    ),
+    Field(
+        "summary_url",
+        _http_url,
+        "",
+        "OpenAI-compatible endpoint that writes summaries, e.g. http://127.0.0.1:11434/v1; "
+        "empty: sentences of the call itself.",
+    ),
+    Field("summary_model", _text, "", "Model of that endpoint, or folder of a CTranslate2 one."),
+    Field("summary_key", _text, "", "Bearer token of that endpoint.", secret=True),
+    Field(
+        "entity_recognizer",
+        _engine,
+        "callcore.engines.spacy_entities:SpacyEntities",
+        "Engine that finds names, places and dates.",
+    ),
+    Field(
+        "entity_models",
+        _models_by_language,
+        "en=en_core_web_sm",
+        "spaCy pipelines by language: manifest names, installed packages or folders.",
+    ),
+    Field(
+        "embedder",
+        _engine,
+        "callcore.engines.minilm:MiniLM",
+        "Engine that turns sentences into vectors.",
+    ),
+    Field("embedding_model", _text, "minilm", "Model of that engine."),
+    Field(
+        "sentiment",
+        _engine,
+        "callcore.engines.vader:Vader",
+        "Engine that scores how an utterance feels.",
+    ),
+    Field(
+        "taxonomies",
+        _names,
+        "child-helpline",
+        "Case categories: names of callcore/data/taxonomies or paths of YAML files.",
+    ),
+    Field(
+        "backfill_load",
+        _number(0, 1),
+        "0.5",
+        "Backfilled recordings wait while live calls take more than this share of the decoder.",
+    ),
     Field("worker_processes", _integer(1, 256), "1", "Dramatiq worker processes."),
-    Field("worker_threads", _integer(1, 256), "2", "Threads of each worker process."),
+    Field(
+        "worker_threads",
+        _integer(1, 256),
+        "4",
+        "Steps that each worker process runs side by side.",
+    ),
     Field(
         "lease_s",
         _number(2, 3600),
@@ -322,7 +526,50 @@ FIELDS: tuple[Field, ...] = (
         "upload_max_mb",
         _integer(1, 100_000),
         "500",
-        "Largest upload in megabytes.",
+        "Largest upload, or recording fetched from a URL, in megabytes.",
+    ),
+    Field(
+        "upload_quota_mb",
+        _integer(0, 1_000_000_000),
+        "0",
+        "Megabytes that may be uploaded within 24 hours; 0: no limit.",
+    ),
+    Field(
+        "free_floor_mb",
+        _integer(0, 1_000_000_000),
+        "1000",
+        "Free megabytes below which no new recording is taken; calls go on.",
+    ),
+    Field(
+        "keep_audio_days",
+        _number(0, 36_500),
+        "0",
+        "Days after which audio is deleted, its text kept; 0: never.",
+    ),
+    Field(
+        "name_pattern",
+        _name_pattern,
+        "",
+        "Regular expression for the site's own file names; groups are named as in the API.",
+    ),
+    Field(
+        "webhook_urls",
+        _http_urls,
+        "",
+        "Endpoints that are told of calls and analyses (Standard Webhooks).",
+    ),
+    Field(
+        "webhook_secret",
+        _text,
+        "",
+        "Secret that signs those messages: whsec_ and base64 of 24 to 64 bytes.",
+        secret=True,
+    ),
+    Field(
+        "webhook_events",
+        _names,
+        "call.ended,flag.raised,analysis.ready,analysis.failed",
+        "Which messages they get.",
     ),
     Field(
         "log_level", _choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Least severe log line."
@@ -343,8 +590,15 @@ class Settings:
     audio_dir: Path
     models_dir: Path
     audiosocket_bind: Address
+    agi_bind: Address
+    agi_peers: tuple[Network, ...]
     web_bind: Address
     token: str
+    hook_secrets: tuple[str, ...]
+    hook_peers: tuple[Network, ...]
+    recording_hosts: tuple[str, ...]
+    recording_networks: tuple[Network, ...]
+    fetch_timeout_s: float
     pbx: str
     daemon_name: str
     unregistered: str
@@ -365,11 +619,33 @@ class Settings:
     live_transcriber: str
     transcriber: str
     steps: tuple[str, ...]
+    hotwords: str
+    speaker_turns: str
+    speaker_encoder: str
+    translate_to: str
+    translator: str
+    summary_url: str
+    summary_model: str
+    summary_key: str
+    entity_recognizer: str
+    entity_models: tuple[tuple[str, str], ...]
+    embedder: str
+    embedding_model: str
+    sentiment: str
+    taxonomies: tuple[str, ...]
+    backfill_load: float
     worker_processes: int
     worker_threads: int
     lease_s: float
     max_attempts: int
     upload_max_mb: int
+    upload_quota_mb: int
+    free_floor_mb: int
+    keep_audio_days: float
+    name_pattern: str
+    webhook_urls: tuple[str, ...]
+    webhook_secret: str
+    webhook_events: tuple[str, ...]
     log_level: str
     log_format: str
 
@@ -406,6 +682,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             settings.web_bind,
             "a loopback address, because CALLCORE_TOKEN is not set",
         )
+    _check_webhooks(settings)
     audio, spool = settings.audio_dir.resolve(), settings.spool_dir.resolve()
     if audio == spool or audio in spool.parents or spool in audio.parents:
         # Files below the audio folder are callcore's to delete, those of the spool are the PBX's.
@@ -413,6 +690,22 @@ def load(environ: Mapping[str, str]) -> Settings:
             "CALLCORE_AUDIO_DIR", audio, "a folder neither inside nor around CALLCORE_SPOOL_DIR"
         )
     return settings
+
+
+def _check_webhooks(settings: Settings) -> None:
+    if not settings.webhook_urls:
+        return
+    try:
+        key = base64.b64decode(settings.webhook_secret.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not (settings.webhook_secret.startswith("whsec_") and 24 <= len(key) <= 64):
+        expected = "whsec_ and base64 of 24 to 64 bytes, e.g. whsec_$(openssl rand -base64 32)"
+        raise ConfigError("CALLCORE_WEBHOOK_SECRET", "<hidden>", expected)
+    known = {"call.ended", "flag.raised", "analysis.ready", "analysis.failed"}
+    if unknown := sorted(set(settings.webhook_events) - known):
+        expected = "some of " + ", ".join(sorted(known))
+        raise ConfigError("CALLCORE_WEBHOOK_EVENTS", ",".join(unknown), expected)
 
 
 def _given(field: Field, environ: Mapping[str, str]) -> str | None:

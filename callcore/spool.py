@@ -3,7 +3,8 @@
 File-system events are hints, the scan is the truth: a scan at the start, one a minute, and one
 whenever events may have been missed. A file counts when it has not changed for ``settle_s``; what
 is in it, ``settle`` finds out. Files are left where they are; a table remembers which were
-registered and how they looked, so that a restart registers nothing twice.
+registered and how they looked, so that a restart registers nothing twice. What was recorded long
+ago comes as backfill: it gives way to live calls and to new recordings.
 """
 
 import logging
@@ -13,11 +14,12 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peewee
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
@@ -32,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two scans of the whole folder.
 RESCAN_S = 60.0
+#: A recording that was written longer ago than this is backfill, in seconds: it was waiting for us
+#: while we were down, or is one of an archive, and newer ones come first.
+BACKFILL_AFTER_S = 3600.0
+#: The same by the start of its call, where the name tells that: copies may look newer than what
+#: is in them. Longer than any call.
+_BACKFILL_CALL_S = 86_400.0
 #: Seconds between the end of a scan and the next one at least.
 PAUSE_S = 0.2
 #: Names that writers use until a file is whole; hidden files too.
@@ -43,6 +51,9 @@ _STOP_S = 5.0
 #: Seconds after which a scan that failed is tried again.
 _RETRY_S = 5.0
 
+#: The largest number of a database, for nanoseconds: the year 2262.
+_MAX_NS = 2**63 - 1
+_DATABASE_ERRORS = (peewee.OperationalError, peewee.InterfaceError)
 _OBSERVED = ("created", "closed", "moved", "deleted")
 
 
@@ -63,7 +74,7 @@ class Scanner:
     Args:
         storage: The record; remembers what was registered.
         settings: ``spool_dir`` and ``settle_s``.
-        wake: Tells a worker of a recording to settle.
+        wake: Tells a worker of a recording to settle; False if that failed.
         clock: Seconds since 1970.
     """
 
@@ -76,9 +87,11 @@ class Scanner:
     ) -> None:
         self._storage = storage
         self._settings = settings
-        self._wake = wake
+        self._messenger = intake.Messenger(wake)
         self._clock = clock
+        self._patterns = filenames.patterns(settings.name_pattern)
         self._unread: set[str] = set()
+        self._failed: set[str] = set()
 
     def scan(self) -> float | None:
         """Register every complete file that is new.
@@ -90,17 +103,24 @@ class Scanner:
         groups: dict[str, list[Found]] = {}
         unread: dict[str, str] = {}
         for found in files(self._settings.spool_dir, unread):
-            groups.setdefault(_group(found.path), []).append(found)
+            groups.setdefault(self._group(found.path), []).append(found)
         waits = []
-        for group in groups.values():
-            new = [each for each in group if known.get(each.path) != (each.size, each.mtime_ns)]
-            if not new:
+        self._failed &= groups.keys()
+        for key, group in groups.items():
+            try:
+                wait_s = self._look(group, known)
+            except _DATABASE_ERRORS:
+                raise  # the others would fail too
+            except Exception as error:
+                # One recording must not hide the others. Its name may be a number.
+                if key not in self._failed:
+                    text = "a recording of the spool could not be registered"
+                    logger.error(text, extra={"error": log.frames(error)})
+                self._failed.add(key)
                 continue
-            wait_s = max(self._wait_s(each) for each in group)
+            self._failed.discard(key)
             if wait_s > 0:
                 waits.append(wait_s)
-            else:
-                self._register(new, renewed=any(each.path in known for each in new))
         for path in unread.keys() - self._unread:
             logger.warning("part of the spool cannot be read", extra={"reason": unread[path]})
         self._unread = set(unread)
@@ -109,18 +129,51 @@ class Scanner:
         self._storage.forget_spool_files(path for path in gone if not _is_below(path, unread))
         return min(waits, default=None)
 
+    def _look(self, group: list[Found], known: Mapping[str, tuple[int, int]]) -> float:
+        """Register what is complete and new; return the seconds to wait for what is not."""
+        new = [each for each in group if known.get(each.path) != (each.size, each.mtime_ns)]
+        if not new:
+            return 0.0
+        wait_s = max(self._wait_s(each) for each in group)
+        if wait_s <= 0:
+            self._register(new, renewed=any(each.path in known for each in new))
+        return wait_s
+
     def _wait_s(self, found: Found) -> float:
         age_s = self._clock() - found.changed_at
         return 0.0 if age_s < -_FUTURE_S else self._settings.settle_s - age_s
 
+    def _group(self, path: str) -> str:
+        """Return what the files of one recording share."""
+        name = filenames.parse(path, self._patterns)
+        return f"{os.path.dirname(path)}/{name.stem}.{name.extension}"
+
+    def _is_old(self, files: list[Found], facts: CallFacts) -> bool:
+        """Tell whether it was recorded so long ago that it gives way to new recordings."""
+        moment = self._clock()
+        begun = filenames.channel_started_at(facts.linkedid or facts.uniqueid)
+        if begun is not None and moment - begun.timestamp() > _BACKFILL_CALL_S:
+            return True
+        written = max(each.mtime_ns for each in files) / 1e9
+        return moment - written > BACKFILL_AFTER_S
+
     def _register(self, new: list[Found], renewed: bool) -> None:
-        media = [Media(filenames.parse(each.path).leg or "mixed", each.path) for each in new]
+        names = [filenames.parse(each.path, self._patterns) for each in new]
+        media = [
+            Media(name.leg or "mixed", each.path) for name, each in zip(names, new, strict=True)
+        ]
         seen = [(each.path, each.size, each.mtime_ns) for each in new]
         try:
             # One transaction: a recording whose files are not remembered would come twice.
             with self._storage.database.transaction():
                 accepted = intake.accept_recording(
-                    self._storage, self._settings, CallFacts(), "spool", media, renewed=renewed
+                    self._storage,
+                    self._settings,
+                    CallFacts(),
+                    "spool",
+                    media,
+                    renewed=renewed,
+                    backfill=self._is_old(new, names[0].facts),
                 )
                 self._storage.remember_spool_files(seen, accepted.audio_id)
         except Refused as error:
@@ -129,7 +182,7 @@ class Scanner:
             return
         logger.info("recording found", extra={"audio_id": accepted.audio_id, "num_files": len(new)})
         if accepted.wake:
-            self._wake(accepted.audio_id)
+            self._messenger.tell(accepted.audio_id)
 
 
 def files(folder: Path, unread: dict[str, str]) -> Iterator[Found]:
@@ -167,17 +220,13 @@ def files(folder: Path, unread: dict[str, str]) -> Iterator[Found]:
         is_audio = filenames.AUDIO_EXTENSION.fullmatch(filenames.parse(entry.name).extension)
         if is_audio and stat.S_ISREG(status.st_mode):
             changed_at = max(status.st_mtime, status.st_ctime)
-            yield Found(entry.path, status.st_size, status.st_mtime_ns, changed_at)
+            # File systems know years that databases and clocks do not.
+            mtime_ns = min(status.st_mtime_ns, _MAX_NS)
+            yield Found(entry.path, status.st_size, mtime_ns, changed_at)
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
-
-
-def _group(path: str) -> str:
-    """Return what the files of one recording share."""
-    name = filenames.parse(path)
-    return f"{os.path.dirname(path)}/{name.stem}.{name.extension}"
 
 
 class _Hints(FileSystemEventHandler):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from peewee import (
+    SQL,
     BigAutoField,
     BigIntegerField,
     BooleanField,
@@ -131,6 +132,8 @@ class Daemon(Model):
 
     name = TextField(primary_key=True)
     seen_at = MomentField()
+    load = DoubleField(null=True)
+    """Share of its decoding time that live calls take; null: it recognises nothing."""
 
     class Meta:
         table_name = "daemons"
@@ -170,6 +173,8 @@ class Recording(Model):
     created_at = MomentField()
     offset_s = DoubleField(null=True)
     duration_s = DoubleField(null=True)
+    backfill = BooleanField(default=False, constraints=[SQL("DEFAULT FALSE")])
+    """Whether it gives way to live calls and to new recordings."""
 
     class Meta:
         table_name = "recordings"
@@ -196,6 +201,8 @@ class RecordingSource(Model):
     offset_s = DoubleField()
     original_name = TextField(null=True)
     source = TextField()
+    url = TextField(null=True)
+    """Where ``settle`` fetches it from, to ``path``; null for a file that is here."""
 
     class Meta:
         table_name = "recording_sources"
@@ -273,6 +280,49 @@ class SpoolFile(Model):
         table_name = "spool_files"
 
 
+class Delivery(Model):
+    """A message of an outbound webhook to one endpoint: queue and log in one."""
+
+    message_id = TextField()
+    """``webhook-id`` of the Standard Webhooks: the same for every try and endpoint."""
+    endpoint = TextField()
+    """Name of the endpoint in the settings."""
+    type = TextField()
+    payload = JsonField()
+    state = TextField()
+    """``pending``, ``delivered`` or ``failed``."""
+    attempts = IntegerField()
+    due = MomentField(null=True)
+    created_at = MomentField()
+    ended_at = MomentField(null=True)
+    http_status = IntegerField(null=True)
+    error = TextField(null=True)
+
+    class Meta:
+        table_name = "deliveries"
+        primary_key = CompositeKey("message_id", "endpoint")
+        indexes = ((("state", "due"), False), (("created_at",), False))
+
+
+class Correction(Model):
+    """What a person said about a category of a recording; its words become examples."""
+
+    id = BigAutoField()
+    recording = ForeignKeyField(Recording, column_name="audio_id", on_delete="CASCADE")
+    taxonomy = TextField()
+    category = TextField()
+    verdict = TextField()
+    """``right``, ``wrong`` (it is not that) or ``missing`` (it is, and was not found)."""
+    texts = JsonField()
+    """Utterances that show the category: a list of texts."""
+    made_by = TextField(null=True)
+    created_at = MomentField()
+
+    class Meta:
+        table_name = "corrections"
+        indexes = ((("taxonomy", "category"), False),)
+
+
 #: Every table, parents first.
 ALL: tuple[type[Model], ...] = (
     Call,
@@ -288,4 +338,6 @@ ALL: tuple[type[Model], ...] = (
     Job,
     Result,
     SpoolFile,
+    Delivery,
+    Correction,
 )

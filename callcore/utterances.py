@@ -19,7 +19,7 @@ LONGEST_S = 15.0
 
 _SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！", "؟", "।")  # noqa: RUF001
 #: Languages that Whisper writes without spaces between words.
-_UNSPACED = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
+UNSPACED = frozenset({"ja", "lo", "my", "th", "yue", "zh"})
 
 
 def regroup(words: Iterable[Word]) -> Iterator[tuple[Word, ...]]:
@@ -43,7 +43,7 @@ def regroup(words: Iterable[Word]) -> Iterator[tuple[Word, ...]]:
 
 def text_of(words: Sequence[Word], language: str | None) -> str:
     """Return the words as running text."""
-    return ("" if language in _UNSPACED else " ").join(word.w for word in words)
+    return ("" if language in UNSPACED else " ").join(word.w for word in words)
 
 
 def _ends(last: Word, following: Word) -> bool:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from faster_whisper import WhisperModel
 
 from callcore.audio import StreamingResampler, to_float
 from callcore.cli.demo import word_error_rate
 from callcore.engines.batch_whisper import BatchWhisper
-from callcore.errors import ModelError
+from callcore.errors import EngineError, ModelError
 from tests.support.recognition import model, non_speech, sample_leg
 
 pytestmark = pytest.mark.model
@@ -44,6 +45,48 @@ def test_the_language_is_found_where_it_is_not_given(engine):
 def test_what_is_no_speech_gives_no_words(engine):
     samples = np.concatenate(list(non_speech().values()))
     assert list(engine.transcribe(wide(samples), "en")) == []
+
+
+def test_hotwords_are_not_heard_where_nobody_speaks(engine):
+    samples = np.concatenate(list(non_speech().values()))
+    assert list(engine.transcribe(wide(samples), "en", "Childline, Nairobi, Wanjiru")) == []
+
+
+def test_hotwords_are_spelt_as_they_are_given(engine):
+    samples, _ = sample_leg("silent-stretch", "caller", 2)
+    without = " ".join(s.text for s in engine.transcribe(wide(samples), "en"))
+    given = " ".join(s.text for s in engine.transcribe(wide(samples), "en", "Kisumu, Mombasa"))
+    assert word_error_rate(without, given) <= 0.1
+    assert "Mombasa" not in given
+
+
+def test_the_language_is_found_without_encoding_its_window_twice(engine, monkeypatch):
+    samples, text = sample_leg("silent-stretch", "caller", 1)
+    encoded = []
+    encode = WhisperModel.encode
+
+    def counted(self, features):
+        encoded.append(len(features))
+        return encode(self, features)
+
+    monkeypatch.setattr(WhisperModel, "encode", counted)
+    found = list(engine.transcribe(wide(samples), None))
+    assert len(encoded) == 1
+    assert found[0].language_prob > 0.7
+    assert word_error_rate(text, " ".join(each.text for each in found)) <= 0.12
+
+
+def test_translation_is_in_english_and_invents_nothing(engine):
+    samples, text = sample_leg("silent-stretch", "caller", 2)
+    said = " ".join(each.text for each in engine.translate(wide(samples), "en"))
+    assert word_error_rate(text, said) <= 0.2
+    assert list(engine.translate(np.zeros(16000, np.float32), None)) == []
+
+
+def test_a_model_of_english_only_does_not_translate():
+    english = BatchWhisper(model("tiny.en"), threads=1)
+    with pytest.raises(EngineError, match="no translation"):
+        english.translate(np.zeros(16000, np.float32), "es")
 
 
 def test_nothing_gives_nothing(engine):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from callcore import document, intake, settling
+from callcore import document, intake, settling, tables
 from callcore.calls import (
     SETTLE,
     CallFacts,
@@ -415,6 +415,32 @@ class TestUnreadable(OnSqlite):
         assert media.duration_s == pytest.approx(1.0, abs=0.1)
 
 
+class TestToldOutside:
+    def told(self, works: Works) -> list[str]:
+        model = tables.Delivery
+        rows = works.storage.database.all(model.select().where(model.endpoint == ""))
+        return [f"{row['type']} {row['payload']['data']['status']}" for row in rows]
+
+    def test_an_analysis_that_settling_ends_is_told_of_once(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        works.chain.settle(audio_id)
+        works.chain.ledger.restart(audio_id, [SETTLE])  # as by another door's report
+        works.chain.run_step("transcribe", audio_id)
+        assert self.told(works) == []
+        works.chain.settle(audio_id)
+        assert self.told(works) == ["analysis.ready completed"]
+        for _ in range(2):
+            clock.move(10)
+            works.chain.ledger.restart(audio_id, [SETTLE])
+            works.chain.settle(audio_id)  # finds nothing new
+        assert self.told(works) == ["analysis.ready completed"]
+        works.chain.ledger.rerun(audio_id, ["transcribe"], {"transcribe": (SETTLE,)})
+        works.run()
+        assert self.told(works) == ["analysis.ready completed"] * 2
+
+
 class TestFailures:
     def test_an_engine_that_dies_is_tried_again(
         self, works: Works, spool: Path, clock: Clock
@@ -497,16 +523,13 @@ class TestFailures:
         self, works: Works, spool: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = write_wav(spool / f"{ID}.wav")
-        real = Path.open
 
-        def locked(self: Path, *args: Any, **kwargs: Any) -> Any:
-            if self == path:
-                raise PermissionError(errno.EACCES, "Permission denied", str(path))
-            return real(self, *args, **kwargs)
+        def locked(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
         audio_id = accept(works, path)
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", locked)
+            patch.setattr(settling, "_open", locked)
             fail_settling(works, audio_id, clock)
         recording = works.storage.recording(audio_id)
         reason = (

@@ -79,12 +79,13 @@ def test_the_doctor_names_a_remedy_for_everything_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CALLCORE_AUDIOSOCKET_BIND", "127.0.0.1:1")
+    monkeypatch.setenv("CALLCORE_AGI_BIND", "127.0.0.1:3")
     monkeypatch.setenv("CALLCORE_WEB_BIND", "127.0.0.1:2")
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     failed = [index for index, line in enumerate(lines) if line.startswith("FAILED")]
     names = [lines[index].split()[1] for index in failed]
-    assert names == ["models", "database", "broker", "spool", "audiosocket", "web"]
+    assert names == ["models", "database", "broker", "spool", "audiosocket", "agi", "web"]
     assert all(lines[index + 1].strip().startswith("->") for index in failed)
 
 

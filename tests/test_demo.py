@@ -24,6 +24,7 @@ def test_the_demo_shows_words_progress_and_result_and_ends_with_0(tmp_path: Path
         "CALLCORE_MODELS_DIR": str(MODELS),
         "CALLCORE_WEB_BIND": f"127.0.0.1:{free_port()}",
         "CALLCORE_AUDIOSOCKET_BIND": f"127.0.0.1:{free_port()}",
+        "CALLCORE_AGI_BIND": f"127.0.0.1:{free_port()}",
     }
     run = subprocess.run(
         [sys.executable, "-m", "callcore.cli", "demo", "--once"],

@@ -7,8 +7,12 @@ from callcore.engines import LIVE_RATE, DecodeJob, bucket_s, load
 from callcore.engines.scripted import (
     Misbehaviour,
     ScriptedDetector,
+    ScriptedEmbedder,
+    ScriptedEntityRecognizer,
     ScriptedLiveTranscriber,
+    ScriptedSentiment,
     ScriptedTranscriber,
+    ScriptedTranslator,
 )
 from callcore.errors import ConfigError, EngineError
 from tests.support.recognition import audio
@@ -81,3 +85,34 @@ def test_an_engine_crashes_its_process_once_and_never_again(tmp_path, monkeypatc
     for _ in range(2):
         Misbehaviour(crash_once=marker).misbehave()
     assert len(killed) == 1
+
+
+def test_the_scripted_translator_marks_words():
+    engine = ScriptedTranslator(packages="/nowhere", threads=2)
+    assert ("es", "en") in engine.pairs()
+    assert engine.translate(["hola Ana", ""], "es", "en") == ["hola-en Ana-en", ""]
+
+
+def test_the_scripted_entity_recognizer_finds_capitals():
+    engine = ScriptedEntityRecognizer(models={"en": "/nowhere"})
+    [[ana], none] = engine.recognize(["so Ana said", "nobody"], engine.languages()[0])
+    assert (ana.label, ana.start, ana.end, none) == ("PERSON", 3, 6, [])
+
+
+def test_the_scripted_embedder_finds_texts_of_the_same_words_alike():
+    vectors = ScriptedEmbedder(model="/nowhere").embed(["school is out", "Out is school", "rain"])
+    likeness = vectors @ vectors.T
+    assert np.diag(likeness) == pytest.approx([1] * 3, abs=1e-5)
+    assert likeness[0, 1] == pytest.approx(1, abs=1e-5)
+    assert likeness[0, 2] < 0.1
+
+
+def test_the_scripted_sentiment_hears_two_words_of_english():
+    engine = ScriptedSentiment()
+    assert engine.score(["good", "bad bad", "so so"], "en") == [5, -5, 0]
+    assert engine.score(["good"], "sw") == [None]
+
+
+def test_an_engine_of_texts_can_fail_too():
+    with pytest.raises(EngineError, match="failure 1 of 1"):
+        ScriptedSentiment(fail_times=1).score(["good"], "en")

@@ -1,11 +1,13 @@
 """One recording, however many doors report it, in whatever order."""
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,51 @@ class TestIdentity:
             ids.append(accepted.audio_id)
         assert ids[0] == ids[1]
 
+    @pytest.mark.parametrize("settled_between", [True, False])
+    @pytest.mark.parametrize("name", ["recording.wav", "recording-caller.wav"])
+    def test_files_of_one_name_and_other_content_are_recordings_of_one_call(
+        self, works: Works, name: str, settled_between: bool
+    ) -> None:
+        # The second was unlinked and answered as known: lost.
+        facts = CallFacts(call_id="crm-1")
+        ids = []
+        for number in (1, 2, 2):
+            path = works.settings.audio_dir / "uploads" / f"{uuid.uuid4()}.wav"
+            write_wav(path, pitch=200.0 * number)
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            media = [Media("mixed", str(path), sha256=sha256)]
+            accepted = intake.accept_recording(
+                works.storage, works.settings, facts, "upload", media, original_name=name
+            )
+            ids.append(accepted.audio_id)
+            if settled_between:
+                works.run()
+        works.run()
+        first, second, again = (works.storage.recording(each) for each in ids)
+        assert first.audio_id != second.audio_id
+        assert second.audio_id == again.audio_id
+        assert {first.call_id, second.call_id} == {"crm-1"}
+        hashes = {media.sha256 for each in (first, second) for media in each.media}
+        assert len(hashes) == 2
+        assert len(works.files()) == 2
+
+    def test_uploaded_legs_of_a_call_are_one_recording(self, works: Works) -> None:
+        ids = set()
+        for number, leg in enumerate(("caller", "agent")):
+            path = works.settings.audio_dir / "uploads" / f"{uuid.uuid4()}.wav"
+            write_wav(path, pitch=300.0 + number)
+            media = [Media("mixed", str(path), sha256=f"{number:064}")]
+            accepted = intake.accept_recording(
+                works.storage,
+                works.settings,
+                CallFacts(call_id="crm-1"),
+                "upload",
+                media,
+                original_name=f"recording-{leg}.wav",
+            )
+            ids.add(accepted.audio_id)
+        assert len(ids) == 1
+
     def test_facts_of_a_later_door_never_erase_earlier_ones(
         self, works: Works, tmp_path: Path
     ) -> None:
@@ -306,6 +353,26 @@ class TestRefusals:
             intake.register_leg(works.storage, str(uuid.uuid4()), facts)
 
 
+class TestMessenger:
+    def test_a_broker_that_is_away_is_asked_once_in_a_while(self) -> None:
+        # Each report waited out the time limit of a broker whose network drops what it is sent.
+        moment = [100.0]
+        asked: list[str] = []
+
+        def wake(audio_id: str) -> bool:
+            asked.append(audio_id)
+            return audio_id == "back"
+
+        messenger = intake.Messenger(wake, lambda: moment[0])
+        for audio_id in ("a", "b", "c"):
+            messenger.tell(audio_id)
+        assert asked == ["a"]
+        moment[0] += intake.SILENCE_S
+        for _ in range(3):
+            messenger.tell("back")
+        assert asked == ["a", "back", "back", "back"]
+
+
 class TestLegs:
     def test_a_registered_stream_opens_its_leg(self, works: Works) -> None:
         own = str(uuid.uuid4())
@@ -417,10 +484,10 @@ class TestCaptures:
         own = accept(works, CallFacts(), "spool", write_wav(tmp_path / f"{ID}.wav"))
         real = settling._copy_bytes
 
-        def broken(source: Path, target: Path) -> str:
+        def broken(source: Path, target: Path, spool_dir: Path) -> str:
             if source.name == f"{ID}.wav":
                 raise ValueError("nobody expected this")
-            return real(source, target)
+            return real(source, target, spool_dir)
 
         monkeypatch.setattr(settling, "_copy_bytes", broken)
         for _ in range(10):
@@ -513,4 +580,76 @@ for number in itertools.count():
         assert len(whole) >= 51
         for audio_id in whole:
             assert storage.recording(audio_id).state is RecordingState.EXPECTED
-            assert [step.name for step in storage.steps(audio_id)] == ["settle", "transcribe"]
+            assert [step.name for step in storage.steps(audio_id)][:2] == ["settle", "transcribe"]
+
+
+class TestNames:
+    """What a name claims, and what becomes of it."""
+
+    NAME = f"q-6001-0700111222-20231114-151320-{ID}"
+
+    def facts(self, works: Works, audio_id: str) -> CallFacts:
+        return works.storage.recording(audio_id).facts
+
+    def test_a_door_knows_more_than_a_name_but_which_channel(
+        self, works: Works, tmp_path: Path
+    ) -> None:
+        said = CallFacts(uniqueid="1700000000.99", queue="Help line")
+        audio_id = accept(works, said, "agi", tmp_path / f"{self.NAME}.wav").audio_id
+        assert self.facts(works, audio_id) == CallFacts(
+            uniqueid=ID, caller="0700111222", queue="Help line", direction="in"
+        )
+        again = accept(works, CallFacts(), "spool", tmp_path / "copy" / f"{self.NAME}.wav")
+        assert again.audio_id == audio_id
+        assert works.storage.call("1700000000.99") == works.storage.call(ID)
+
+    def test_a_claim_that_cannot_be_used_is_left_out_and_the_file_taken(
+        self, works: Works, tmp_path: Path
+    ) -> None:
+        name = f"in-{'9' * 300}-x\u202ey-20231114-151320-{ID}.wav"
+        short = f"in-0800-x\u202ey-20231114-151320-{ID}.wav"
+        for each in (name, short):
+            accepted = accept(works, CallFacts(), "webhook", tmp_path / each)
+            assert self.facts(works, accepted.audio_id).caller is None
+
+    def test_the_call_begins_when_its_first_channel_was_made(
+        self, works: Works, clock: Clock, tmp_path: Path
+    ) -> None:
+        facts = CallFacts(linkedid="1700000000.5")
+        path = write_wav(tmp_path / "1700000030.9.wav")
+        audio_id = accept(works, facts, "agi", path).audio_id
+        call = works.storage.call("1700000000.5")
+        assert call.started_at == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+        works.run()
+        # When in the call the recording began, nobody has said.
+        assert works.storage.recording(audio_id).offset_s is None
+
+    def test_a_number_that_is_no_time_yet_is_no_start(self, works: Works, tmp_path: Path) -> None:
+        accept(works, CallFacts(), "spool", tmp_path / "9700000030.9.wav")
+        assert works.storage.call("9700000030.9").facts.started_at is None
+
+    def test_backfill_lasts_until_a_door_reports_it_as_new(
+        self, works: Works, tmp_path: Path
+    ) -> None:
+        def report(backfill: bool) -> Accepted:
+            media = [Media("mixed", str(tmp_path / f"{ID}.wav"))]
+            return intake.accept_recording(
+                works.storage, works.settings, CallFacts(), "spool", media, backfill=backfill
+            )
+
+        old = report(True)
+        assert (old.created, old.wake) == (True, False)
+        assert works.storage.is_backfill(old.audio_id)
+        report(False)
+        assert not works.storage.is_backfill(old.audio_id)
+        report(True)
+        assert not works.storage.is_backfill(old.audio_id)
+
+    def test_facts_of_a_call_without_a_recording_need_a_call(self, works: Works) -> None:
+        assert intake.accept_facts(works.storage, CallFacts(uniqueid=ID, queue="help")) is None
+        assert intake.accept_facts(works.storage, CallFacts(queue="help")) is None
+        works.storage.register_leg(str(uuid.uuid4()), CallFacts(linkedid=ID), 10.0)
+        assert intake.accept_facts(works.storage, CallFacts(uniqueid=ID, queue="help")) == ID
+        assert works.storage.call(ID).facts.queue == "help"
+        with pytest.raises(Refused, match="printable"):
+            intake.accept_facts(works.storage, CallFacts(uniqueid=ID, queue="\n"))

@@ -24,10 +24,10 @@ def waker(stopped_valkey: Valkey) -> Iterator[Waker]:
 def test_a_message_names_a_step_and_a_recording_and_nothing_else(
     valkey: Valkey, waker: Waker
 ) -> None:
-    assert waker.backlog() == {"io": 0, "cpu": 0}
+    assert waker.backlog() == {"io": 0, "cpu": 0, "backfill": 0}
     assert waker.wake("settle", "recording-1")
     assert waker.wake("transcribe", "recording-1")
-    assert waker.backlog() == {"io": 1, "cpu": 1}
+    assert waker.backlog() == {"io": 1, "cpu": 1, "backfill": 0}
     broker = make_broker(valkey.settings)
     for step in ("settle", "transcribe"):
         message = next(broker.consume(queue_of(step), timeout=1000))
@@ -51,7 +51,14 @@ def test_an_absent_broker_is_told_at_once_and_is_no_error(
 
 
 def test_settling_and_computing_have_queues_of_their_own() -> None:
-    assert {queue_of(step) for step in ("settle", "transcribe")} == set(QUEUES)
+    assert [queue_of(step) for step in ("settle", "transcribe")] == ["io", "cpu"]
+
+
+def test_nobody_waits_behind_backfilled_recordings(valkey: Valkey, waker: Waker) -> None:
+    assert {queue_of(step, backfill=True) for step in ("settle", "transcribe")} == {"backfill"}
+    assert {"io", "cpu", "backfill"} == set(QUEUES)
+    assert waker.wake("transcribe", "recording-1", backfill=True)
+    assert waker.backlog() == {"io": 0, "cpu": 0, "backfill": 1}
 
 
 def test_workers_wait_long_for_a_broker_and_wakers_do_not(stopped_valkey: Valkey) -> None:

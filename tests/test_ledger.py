@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import pytest
 
@@ -53,6 +54,50 @@ def must_claim(ledger: Ledger, audio_id: str, step: str) -> Claim:
 def finish(ledger: Ledger, audio_id: str, step: str) -> tuple[str, ...]:
     claim = must_claim(ledger, audio_id, step)
     return ledger.finish(claim, {"made": step}, NEEDS).released
+
+
+class TestAfter:
+    """``c`` comes after ``b`` whatever becomes of it; it needs only ``a``."""
+
+    NEEDS: ClassVar = {
+        SETTLE: (),
+        "a": (SETTLE,),
+        "b": (SETTLE, "a"),
+        "c": (SETTLE, "a"),
+        "d": (),
+    }
+
+    @pytest.fixture
+    def ledger(self, storage: Storage) -> Ledger:
+        return Ledger(storage, max_attempts=1, after={"c": ("b", "unknown"), "d": ("c",)})
+
+    def test_a_step_waits_until_those_before_it_are_over(
+        self, storage: Storage, ledger: Ledger
+    ) -> None:
+        audio_id = add_recording(storage, ledger)
+        released = [
+            ledger.finish(must_claim(ledger, audio_id, step), {}, self.NEEDS).released
+            for step in (SETTLE, "a", "b", "c")
+        ]
+        assert released == [("a",), ("b",), ("c",), ("d",)]
+
+    def test_a_step_that_failed_before_it_does_not_keep_it(
+        self, storage: Storage, ledger: Ledger
+    ) -> None:
+        audio_id = add_recording(storage, ledger)
+        for step in (SETTLE, "a"):
+            ledger.finish(must_claim(ledger, audio_id, step), {}, self.NEEDS)
+        claim = must_claim(ledger, audio_id, "b")
+        assert ledger.fail(claim, "it broke", self.NEEDS).released == ("c",)
+
+    def test_one_that_was_skipped_before_it_does_not_keep_it(
+        self, storage: Storage, ledger: Ledger
+    ) -> None:
+        audio_id = add_recording(storage, ledger)
+        ledger.finish(must_claim(ledger, audio_id, SETTLE), {}, self.NEEDS)
+        claim = must_claim(ledger, audio_id, "a")
+        assert ledger.fail(claim, "it broke", self.NEEDS).released == ("d",)
+        assert states(storage, audio_id)["c"] == "skipped"
 
 
 class TestClaims:
@@ -299,6 +344,19 @@ class TestSweep:
         clock.move(RESEND_S)
         assert ledger.due(ALL, 1) == [(first, SETTLE)]
         assert ledger.due(ALL, 0) == []
+
+    def test_a_step_whose_worker_died_is_told_of_when_its_lease_ends_however_busy_the_queue_is(
+        self, storage: Storage, ledger: Ledger, clock: Clock
+    ) -> None:
+        waiting = add_recording(storage, ledger)
+        clock.move(1)
+        audio_id = add_recording(storage, ledger)
+        assert ledger.claim(audio_id, SETTLE)
+        clock.move(ledger.lease_s)
+        long_s = ledger.lease_s + 60  # as while messages wait in the queue
+        assert ledger.due(ALL, 9, resend_s=long_s) == [(audio_id, SETTLE)]
+        assert ledger.due(ALL, 9, resend_s=long_s) == []
+        assert ledger.claim(waiting, SETTLE)
 
     def test_what_was_told_lately_comes_after_what_was_not(
         self, storage: Storage, ledger: Ledger, clock: Clock

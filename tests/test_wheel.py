@@ -92,6 +92,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         "CALLCORE_MODELS_DIR": os.environ.get("CALLCORE_MODELS_DIR", str(CLONE / "var" / "models")),
         "CALLCORE_WEB_BIND": f"127.0.0.1:{free_port()}",
         "CALLCORE_AUDIOSOCKET_BIND": f"127.0.0.1:{free_port()}",
+        "CALLCORE_AGI_BIND": f"127.0.0.1:{free_port()}",
     }
     return Installed(wheel, binaries, cwd, environ)
 

@@ -7,7 +7,13 @@ from starlette.responses import JSONResponse
 
 #: Status of the refusals of ``callcore.errors.Refused`` that are not the sender's mistake in a
 #: field (400).
-STATUS_OF_CODE = {"uuid-in-use": 409, "too-large": 413, "no-room": 507, "exists": 409}
+STATUS_OF_CODE = {
+    "uuid-in-use": 409,
+    "too-large": 413,
+    "no-room": 507,
+    "quota-used": 429,
+    "exists": 409,
+}
 
 
 class ApiError(Exception):

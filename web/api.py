@@ -2,9 +2,9 @@
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from callcore import bus, document, intake
+from callcore import admission, bus, document, insights_document, intake
 from callcore.calls import CallFacts, Media, Recording, RecordingState
 from callcore.errors import CallcoreError, InvalidRecording
+from callcore.intake import Accepted
 from callcore.storage import Storage
-from web import playback
+from web import hooks, playback
 from web import upload as uploads
 from web.answers import ApiError
+from web.api_bodies import body_of, json_object, parsed, unknown_field
+from web.api_status import receipt, status_of
 from web.ranges import Content, FileContent, ranged
 from web.shapes import call_json, leg_json, recording_json
 from web.site import Site, site_of
 from web.sse import EventStream
 
-#: A registration is a handful of ids.
-_MAX_JSON_BYTES = 64 * 1024
 _PAGE = 50
 _READY_TIMEOUT_S = 3.0
 _FACTS = tuple(each.name for each in dataclasses.fields(CallFacts))
@@ -42,7 +43,7 @@ _AWAY = (redis.RedisError, OSError)
 async def register_leg(request: Request) -> Response:
     """``POST /api/legs/``: a stream with this UUID comes within seconds."""
     site = site_of(request)
-    body = await _json_object(request)
+    body = await json_object(request)
     uuid = body.pop("uuid", None)
     if not isinstance(uuid, str):
         raise ApiError(400, "bad-uuid", "expected a UUID of 36 characters", "uuid")
@@ -136,10 +137,18 @@ def _lag(event: dict[str, Any] | None) -> dict[str, Any] | None:
 async def upload(request: Request) -> Response:
     """``POST /api/upload/``: take a recording; the answer comes after it is on record."""
     site = site_of(request)
+    await run_in_threadpool(_admit, site)
     folder = site.settings.audio_dir / "uploads"
-    received = await uploads.receive(request, folder, site.settings.upload_max_mb * 1_000_000)
+    max_bytes = site.settings.upload_max_mb * 1_000_000
+    shortage = partial(admission.shortage, site.settings)
+    received = await uploads.receive(request, folder, max_bytes, shortage)
     accepted = await run_in_threadpool(_accept, site, received)
     return JSONResponse(accepted, 202 if accepted.pop("created") else 200)
+
+
+def _admit(site: Site) -> None:
+    admission.require_room(site.settings)
+    admission.require_quota(site.storage, site.settings)
 
 
 def _accept(site: Site, received: uploads.Upload) -> dict[str, Any]:
@@ -162,26 +171,52 @@ def _accept(site: Site, received: uploads.Upload) -> dict[str, Any]:
         raise
     if accepted.wake:
         site.waker.wake("settle", accepted.audio_id)
-    current = _status(site.storage, accepted.audio_id)
-    named = {name: current[name] for name in ("task_id", "audio_id", "status")}
-    url = f"/api/status/{current['task_id']}/"
-    return {"created": accepted.created, **named, "status_url": url}
+    return _receipt(site, accepted)
+
+
+def _receipt(site: Site, accepted: Accepted) -> dict[str, Any]:
+    return {"created": accepted.created, **receipt(site.storage, accepted.audio_id)}
+
+
+async def recording_done(request: Request) -> Response:
+    """``POST /api/recording-done/``: a recording is there to be fetched.
+
+    The answer comes after the report is on record; a worker fetches the file.
+    """
+    site = site_of(request)
+    hooks.require_peer(request, site)
+    body = await body_of(request)
+    hooks.require_sender(request, body, site)
+    report = parsed(request, body)
+    accepted = await run_in_threadpool(_accept_report, site, report)
+    return JSONResponse(accepted, 202 if accepted.pop("created") else 200)
+
+
+def _accept_report(site: Site, report: dict[str, Any]) -> dict[str, Any]:
+    if lacking := admission.shortage(site.settings):
+        # Whoever reports a recording still has it: it can report it again.
+        raise ApiError(503, "no-room", lacking, headers={"Retry-After": "60"})
+    url = report.pop("recording_url", None)
+    if not isinstance(url, str):
+        raise ApiError(400, "bad-url", "expected the URL of one recording", "recording_url")
+    facts = _facts(report)
+    if facts.call_id is None:
+        raise ApiError(400, "bad-id", "expected the call's id", "call_id")
+    accepted = intake.accept_url(site.storage, site.settings, facts, url)
+    if accepted.wake:
+        site.waker.wake("settle", accepted.audio_id)
+    return _receipt(site, accepted)
 
 
 async def status(request: Request) -> Response:
     """``GET /api/status/<task_id>/``: how far the analysis of a recording is."""
     storage = site_of(request).storage
-    return JSONResponse(await run_in_threadpool(_status, storage, request.path_params["task_id"]))
-
-
-def _status(storage: Storage, task_id: str) -> dict[str, Any]:
-    recording = storage.recording(task_id)
-    return document.status(recording, storage.steps(recording.audio_id))
+    return JSONResponse(await run_in_threadpool(status_of, storage, request.path_params["task_id"]))
 
 
 async def recordings(request: Request) -> Response:
     """``GET /api/audio/``: recordings, newest first, a page at a time."""
-    before = request.query_params.get("before")
+    before = request.query_params.get("before") or None
     answer = await run_in_threadpool(_recordings, site_of(request).storage, before)
     return JSONResponse(answer)
 
@@ -196,6 +231,11 @@ async def document_of(request: Request) -> Response:
     storage = site_of(request).storage
     audio_id = request.path_params["audio_id"]
     return await run_in_threadpool(lambda: JSONResponse(document.read(storage, audio_id)))
+
+
+async def document_schema(_request: Request) -> Response:
+    """``GET /api/schema/callcore.insights-1.json``: the JSON Schema of the document."""
+    return Response(insights_document.published_schema(), media_type="application/schema+json")
 
 
 async def media(request: Request) -> Response:
@@ -246,10 +286,11 @@ async def room_events(request: Request) -> EventStream:
 
 def _last_id(request: Request) -> str | None:
     """Return where the page stopped: the header when it resumes, ``?after=`` when it begins."""
-    text = request.headers.get("last-event-id") or request.query_params.get("after")
-    if text and not bus.is_id(text):
-        raise ApiError(400, "bad-event-id", "expected an id of this stream", "Last-Event-ID")
-    return text or None
+    resumed, begun = request.headers.get("last-event-id"), request.query_params.get("after")
+    for text, name in ((resumed, "Last-Event-ID"), (begun, "after")):
+        if text and not bus.is_id(text):
+            raise ApiError(400, "bad-event-id", "expected an id of this stream", name)
+    return resumed or begun or None
 
 
 # ---- probes
@@ -263,7 +304,11 @@ async def is_live(_request: Request) -> Response:
 async def is_ready(request: Request) -> Response:
     """``GET /ready``: 200, or 503 with the reasons."""
     site = site_of(request)
-    checks = {"database": _check_database(site), "broker": _check_broker(site)}
+    checks = {
+        "database": _check_database(site),
+        "broker": _check_broker(site),
+        "disk": run_in_threadpool(admission.shortage, site.settings),
+    }
     found = await asyncio.gather(*checks.values())
     reasons = [
         {"part": part, "message": reason}
@@ -299,30 +344,12 @@ async def _check_broker(site: Site) -> str | None:
 # ---- what people send
 
 
-async def _json_object(request: Request) -> dict[str, Any]:
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ApiError(415, "not-json", "send a JSON object with Content-Type application/json")
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > _MAX_JSON_BYTES:
-            raise ApiError(413, "too-large", f"the body is larger than {_MAX_JSON_BYTES} bytes")
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "bad-json", "the body is not JSON") from None
-    if not isinstance(parsed, dict):
-        raise ApiError(400, "bad-json", "the body is not a JSON object")
-    return parsed
-
-
 def _facts(given: Mapping[str, Any]) -> CallFacts:
     """Return what a sender says of a call; empty text and null are not known."""
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in _FACTS:
-            known = ", ".join(_FACTS)
-            raise ApiError(400, "unknown-field", f"expected only {known}", ascii(name[:80])[1:-1])
+            raise unknown_field(name, _FACTS)
         if value is None or value == "":
             continue
         if not isinstance(value, str):

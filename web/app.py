@@ -17,12 +17,13 @@ from starlette.staticfiles import StaticFiles
 
 from callcore.bus import RoomReader
 from callcore.errors import NotFound, Refused
+from callcore.insights_document import SCHEMA_FILE
 from callcore.jobs import Waker
 from callcore.settings import Settings, broker_url
 from callcore.storage import Storage
-from web import api, views
+from web import api, api_analysis, api_docs, openapi, views
 from web.answers import STATUS_OF_CODE, ApiError
-from web.security import Guard, Sessions, is_api, secure_headers
+from web.security import HOOK_PATH, Guard, Sessions, is_api, secure_headers
 from web.site import Site
 from web.sse import Rooms
 
@@ -37,19 +38,29 @@ ROUTES = [
     Route("/calls/", views.calls),
     Route("/calls/{call_id}", views.call),
     Route("/calls/{call_id}/live", views.live),
+    Route("/calls/{call_id}/progress", views.call_progress),
     Route("/login", views.show_login, methods=["GET"]),
     Route("/login", views.log_in, methods=["POST"]),
     Route("/logout", views.log_out, methods=["POST"]),
+    Route("/docs", api_docs.page),
     Mount("/static", StaticFiles(directory=_STATIC), name="static"),
     # API
     Route("/api/legs/", api.register_leg, methods=["POST"]),
     Route("/api/calls/", api.live_calls),
     Route("/api/calls/{call_id}/", api.call),
     Route("/api/upload/", api.upload, methods=["POST"]),
+    Route(HOOK_PATH, api.recording_done, methods=["POST"]),
     Route("/api/status/{task_id}/", api.status),
     Route("/api/audio/", api.recordings),
     Route("/api/audio/{audio_id}/", api.document_of),
+    Route(f"/api/schema/{SCHEMA_FILE}", api.document_schema),
     Route("/api/audio/{audio_id}/media", api.media),
+    Route("/api/audio/{audio_id}/rerun", api_analysis.rerun, methods=["POST"]),
+    Route("/api/audio/{audio_id}/corrections", api_analysis.correct, methods=["POST"]),
+    Route("/api/taxonomies/", api_analysis.list_taxonomies),
+    Route("/api/webhooks/deliveries/", api_analysis.deliveries),
+    Route("/api/webhooks/test", api_analysis.test_webhooks, methods=["POST"]),
+    Route("/openapi.json", openapi.answer),
     # Live events
     Route("/events/calls", api.lobby_events),
     Route("/events/calls/{call_id}", api.room_events),

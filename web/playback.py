@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from callcore import audio
+from callcore import audio, audio_reading
 from callcore.calls import Media, Recording
 from web.ranges import Content, FileContent
 
@@ -115,7 +115,7 @@ class _Track:
         pcm = cls.pcm_frames(path)
         if pcm and pcm[1] == rate:
             return cls(path, media.role, begin, pcm[0], rate, True)
-        seconds = media.duration_s or audio.probe(path).duration_s
+        seconds = media.duration_s or audio_reading.probe(path).duration_s
         return cls(path, media.role, begin, round(seconds * rate), rate, False)
 
     @staticmethod
@@ -165,7 +165,7 @@ class _Track:
                     yield np.frombuffer(data, dtype="<i2").reshape(-1, channels)
             return
         # No index in the file: what is before ``first`` is decoded and dropped.
-        for block in audio.decode(self.path, self.rate):
+        for block in audio_reading.decode(self.path, self.rate):
             if first >= len(block):
                 first -= len(block)
                 continue

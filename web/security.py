@@ -8,6 +8,8 @@ the log-in page sets, because EventSource and links send no header.
 
 A cookie travels with requests that other sites cause. Everything but GET and HEAD therefore must
 come from our own pages unless it carries the bearer token (Fetch Metadata; else Origin).
+
+Where reports of recordings are signed, see ``hooks``, that one address is left to the signature.
 """
 
 import hashlib
@@ -32,9 +34,12 @@ SESSION_S = 12 * 3600
 #: Age from which a page renews the session.
 RENEW_S = 3600
 
+#: Where recordings are reported; with ``CALLCORE_HOOK_SECRETS``, ``hooks`` decides who may.
+HOOK_PATH = "/api/recording-done/"
+
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OPEN_PATHS = frozenset({"/login", "/live", "/ready"})
-_API_PATHS = ("/api/", "/events/", "/live", "/ready")
+_API_PATHS = ("/api/", "/events/", "/live", "/ready", "/openapi.json")
 
 #: No inline script or style, nothing from elsewhere, no frames around us.
 CONTENT_SECURITY_POLICY = (
@@ -170,9 +175,11 @@ class Guard:
         path: str = scope["path"]
         if "\x00" in path:  # no id has one, and PostgreSQL takes none
             raise ApiError(400, "bad-path", "a path holds no NUL character")
+        if path == HOOK_PATH and self._settings.hook_secrets:
+            return None  # a signature can be checked only when the body is there
         if self._sessions is None:
             self._require_loopback(headers)
-        elif self._has_bearer(headers, self._sessions):
+        elif has_bearer(headers, self._sessions):
             return None
         if scope["method"] not in _SAFE_METHODS and not _is_from_our_pages(headers):
             raise ApiError(
@@ -203,10 +210,11 @@ class Guard:
                 "e.g. http://127.0.0.1:8000/",
             )
 
-    @staticmethod
-    def _has_bearer(headers: Headers, sessions: Sessions) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and sessions.is_token(token.strip())
+
+def has_bearer(headers: Headers, sessions: Sessions) -> bool:
+    """Return whether a request carries the site's token."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and sessions.is_token(token.strip())
 
 
 def _is_from_our_pages(headers: Headers) -> bool:
@@ -219,5 +227,8 @@ def _is_from_our_pages(headers: Headers) -> bool:
         return site in {"same-origin", "none"}
     origin = headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc == headers.get("host", "")
+        try:
+            return urlsplit(origin).netloc == headers.get("host", "")
+        except ValueError:
+            return False
     return COOKIE not in cookie_parser(headers.get("cookie", ""))

@@ -1,16 +1,17 @@
 """A multipart upload, written to disk as it arrives: memory stays small whatever its size.
 
 The file goes to a temporary name in the folder where recordings lie and gets its own name, made
-by us, once all of it is on the disk: whoever finds that name finds the whole file.
+by us of chance and content, once all of it is on the disk: whoever finds that name finds the whole
+file.
 """
 
-import contextlib
+import asyncio
 import errno
 import hashlib
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,10 @@ from web.answers import ApiError
 #: A text field is an id, a name or a date.
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 32
+#: After so many bytes each the room on the disk is looked at again.
+LOOK_EACH_BYTES = 16_000_000
+#: RFC 2046, 5.1.1.
+_MAX_BOUNDARY_BYTES = 70
 #: What the other fields and the boundaries may take beside the file.
 _OVERHEAD_BYTES = 256 * 1024
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
@@ -44,16 +49,28 @@ class Upload:
     """The other fields."""
 
 
-async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
+def _no_shortage() -> None:
+    return None
+
+
+async def receive(
+    request: Request,
+    folder: Path,
+    max_bytes: int,
+    shortage: Callable[[], str | None] = _no_shortage,
+) -> Upload:
     """Store the file of a multipart form.
 
     Args:
         request: Its body has one part ``file`` and text fields.
         folder: Where the file is stored; made if missing.
         max_bytes: Largest file.
+        shortage: Tells what is wrong with the room for recordings; asked again and again while
+            the file comes, because others come beside it.
 
     Raises:
-        ApiError: 400 or 415 if it is no such form, 413 if it is too large, 507 if the disk is full.
+        ApiError: 400 or 415 if it is no such form, 413 if it is too large, 507 if the disk is full
+            or has become so.
     """
     boundary = _boundary(request)
     declared = request.headers.get("content-length", "")
@@ -63,18 +80,22 @@ async def receive(request: Request, folder: Path, max_bytes: int) -> Upload:
     partial = folder / f"{name}.part"
     try:
         with await run_in_threadpool(_create, partial) as file:
-            form = _Form(boundary, file, max_bytes)
+            form = _Form(boundary, file, max_bytes, shortage)
             await _read(request.stream(), form)
-            path = folder / f"{name}{_suffix(form.name)}"
+            # The content in the name: a repeated upload is known before the first is settled.
+            sha256 = form.sha256.hexdigest()
+            path = folder / f"{name}-{sha256}{_suffix(form.name)}"
             await run_in_threadpool(_keep, file, partial, path)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise ApiError(507, "no-room", "the disk is full: nothing was stored") from None
         raise
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-    return Upload(path, form.name, form.sha256.hexdigest(), form.size_bytes, form.fields)
+        # Off the loop: to free gigabytes takes a file system its time. Shielded: a request that is
+        # cancelled leaves nothing behind either.
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(None, _unlink, partial))
+    return Upload(path, form.name, sha256, form.size_bytes, form.fields)
 
 
 async def _read(stream: AsyncIterator[bytes], form: "_Form") -> None:
@@ -98,6 +119,8 @@ def _boundary(request: Request) -> bytes:
         raise ApiError(
             415, "not-multipart", "send multipart/form-data with the recording as part `file`"
         )
+    if len(boundary) > _MAX_BOUNDARY_BYTES:
+        raise _bad_form(f"its boundary is longer than {_MAX_BOUNDARY_BYTES} bytes")
     return boundary
 
 
@@ -124,6 +147,10 @@ def _create(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
 def _keep(file: BinaryIO, partial: Path, path: Path) -> None:
     """Give a written file its name so that it survives a power cut."""
     file.flush()
@@ -139,9 +166,17 @@ def _keep(file: BinaryIO, partial: Path, path: Path) -> None:
 class _Form:
     """Takes the parser's callbacks: the file to disk, the fields to memory."""
 
-    def __init__(self, boundary: bytes, file: BinaryIO, max_bytes: int) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        file: BinaryIO,
+        max_bytes: int,
+        shortage: Callable[[], str | None],
+    ) -> None:
         self._file = file
         self._max_bytes = max_bytes
+        self._shortage = shortage
+        self._look_at_bytes = LOOK_EACH_BYTES
         self.sha256 = hashlib.sha256()
         self.size_bytes = 0
         self.name = ""
@@ -214,6 +249,10 @@ class _Form:
         self.size_bytes += len(part)
         if self.size_bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
+        if self.size_bytes > self._look_at_bytes:
+            self._look_at_bytes += LOOK_EACH_BYTES
+            if lacking := self._shortage():
+                raise ApiError(507, "no-room", lacking)
         self.sha256.update(part)
         self._file.write(part)
 

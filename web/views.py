@@ -1,6 +1,5 @@
 """The pages: rendered here, then kept alive by ``static/*.js`` from the API and the events."""
 
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -9,20 +8,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from callcore import document
-from callcore.calls import DocumentState, RecordingState, StepState
-from callcore.storage import Storage
-from web import api
+from web import api, call_page, calls_page
 from web.answers import ApiError
+from web.names import FILTERS
 from web.security import COOKIE, RENEW_S, is_own_page, set_session
 from web.shapes import call_json
 from web.site import Site, site_of
-from web.turns import turns_of
 
 _PAGE = 50
 _MAX_FORM_BYTES = 16 * 1024
 _SAMPLE = "samples/helpline-distress.wav"
-_COMPLETE = {DocumentState.COMPLETED, DocumentState.PARTIAL, DocumentState.FAILED}
 
 _TITLES = {
     401: "Please log in",
@@ -52,16 +47,23 @@ async def lobby(request: Request) -> Response:
 
 async def calls(request: Request) -> Response:
     """``/calls/``: all calls, newest first, a page at a time."""
+    return await run_in_threadpool(_calls_page, request)
+
+
+def _calls_page(request: Request) -> Response:
+    site = site_of(request)
     before = request.query_params.get("before")
-    found, older = await run_in_threadpool(site_of(request).storage.calls, before, _PAGE)
+    found, older = site.storage.calls(before, _PAGE)
     return _page(
         request,
         "calls.html",
         here="calls",
         calls=[call_json(each) for each in found],
+        findings=calls_page.findings(site.storage, [each.call_id for each in found]),
         before=before,
         older=older,
         sample=_SAMPLE,
+        upload_max_mb=site.settings.upload_max_mb,
     )
 
 
@@ -72,85 +74,27 @@ async def live(request: Request) -> Response:
 
 
 async def call(request: Request) -> Response:
-    """``/calls/<id>``: what was said, with the sound."""
-    site = site_of(request)
-    state = await api.call_state(site, request.path_params["call_id"])
-    asked = request.query_params.get("audio")
-    shown = _shown(state["recordings"], asked)
-    transcript = await run_in_threadpool(_transcript, site.storage, state, shown)
+    """``/calls/<id>``: what was said and found, with the sound."""
+    state = await api.call_state(site_of(request), request.path_params["call_id"])
     # An hour of words takes a quarter of a second to render: not beside the streams of events.
-    return await run_in_threadpool(_call_page, request, state, shown, transcript)
+    return await run_in_threadpool(_call_page, request, state)
 
 
-def _call_page(
-    request: Request,
-    state: dict[str, Any],
-    shown: dict[str, Any] | None,
-    transcript: dict[str, Any],
-) -> Response:
-    is_stored = shown is not None and shown["state"] == RecordingState.STORED
-    recordings = state["recordings"]
-    is_complete = state["state"] != "live" and all(r["status"] in _COMPLETE for r in recordings)
-    return _page(
-        request,
-        "call.html",
-        call=state,
-        recordings=recordings,
-        shown_audio_id=shown["audio_id"] if shown else None,
-        transcript=transcript,
-        turns=turns_of(transcript["segments"]),
-        audio_url=f"/api/audio/{shown['audio_id']}/media" if shown and is_stored else None,
-        audio_offset=(shown["offset_s"] or 0.0) if shown else 0.0,
-        no_recording=_no_recording(state),
-        is_complete=is_complete and (bool(recordings) or state["state"] == "missed"),
-        last_event_id=state["last_event_id"],
-    )
+def _call_page(request: Request, state: dict[str, Any]) -> Response:
+    site = site_of(request)
+    asked = request.query_params.get("audio")
+    shown = call_page.context(site.storage, site.settings, state, asked)
+    return _page(request, "call.html", **shown)
 
 
-def _shown(recordings: list[dict[str, Any]], asked: str | None) -> dict[str, Any] | None:
-    """Return the recording that the page plays: the one asked for, else the newest with sound."""
-    for each in recordings:
-        if each["audio_id"] == asked:
-            return each
-    stored = [each for each in recordings if each["state"] == RecordingState.STORED]
-    candidates = stored or recordings
-    return candidates[-1] if candidates else None
+async def call_progress(request: Request) -> Response:
+    """``/calls/<id>/progress``: how far the analysis is, as a piece of the call's page."""
+    return await run_in_threadpool(_progress_page, request)
 
 
-def _transcript(
-    storage: Storage, state: dict[str, Any], shown: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return the words to show: the recording's once they are there, else the live ones."""
-    if shown and "transcribe" in _done(shown):
-        segments = document.read(storage, shown["audio_id"])["segments"]
-        note = "" if segments else "No words were recognised in this recording."
-        return {"segments": segments, "source": "recording", "note": note}
-    if not state["segments"]:
-        return {"segments": [], "source": "live", "note": _no_words(state, shown)}
-    note = "It was written while people spoke. The transcript of the recording replaces it"
-    if shown and shown["status"] in _COMPLETE:
-        note = "It was written while people spoke; the recording could not be transcribed"
-    return {"segments": state["segments"], "source": "live", "note": f"{note}."}
-
-
-def _done(recording: dict[str, Any]) -> set[str]:
-    return {step["name"] for step in recording["steps"] if step["status"] == StepState.DONE}
-
-
-def _no_words(state: dict[str, Any], shown: dict[str, Any] | None) -> str:
-    if state["state"] == "live":
-        return "No words yet. The live page shows them as they come."
-    if shown and shown["status"] not in _COMPLETE:
-        return "No words yet: the recording is being processed."
-    return "No words were recognised in this call."
-
-
-def _no_recording(state: dict[str, Any]) -> str:
-    if state["state"] == "live":
-        return "The recording comes after the call has ended."
-    if state["state"] == "missed":
-        return "A missed call has no recording."
-    return "There is no recording of this call yet."
+def _progress_page(request: Request) -> Response:
+    shown = call_page.progress(site_of(request).storage, request.path_params["call_id"])
+    return _page(request, "call_progress.html", **shown)
 
 
 # ---- log-in
@@ -251,56 +195,5 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        clock=clock,
-        utc=_utc,
-        speaker=speaker,
-        state_name=lambda state: _STATES.get(state, state),
-        step_name=lambda name: _STEPS.get(name, name[:1].upper() + name[1:]),
-        step_status=lambda status: _STEP_STATUS.get(status, status),
-        document_name=lambda status: _DOCUMENTS.get(status, status),
-        door=lambda source: _DOORS.get(source, source),
-        direction=lambda direction: _DIRECTIONS.get(direction or "", ""),
-    )
+    environment.filters.update(FILTERS)
     return environment
-
-
-_STATES = {"live": "Live", "ended": "Ended", "missed": "Missed"}
-_STEPS = {"settle": "Read the recording", "transcribe": "Transcribe"}
-_STEP_STATUS = {"pending": "waiting", "": ""}
-_DOCUMENTS = {
-    "queued": "Queued",
-    "processing": "Processing",
-    "completed": "Completed",
-    "partial": "Partly done",
-    "failed": "Failed",
-}
-_DOORS = {
-    "spool": "the PBX's folder",
-    "upload": "an upload",
-    "capture": "the live audio",
-    "webhook": "the PBX's message",
-    "agi": "the dialplan",
-}
-_DIRECTIONS = {"in": "Incoming", "out": "Outgoing", "internal": "Internal"}
-
-
-def clock(seconds: float | None) -> str:
-    """Return seconds as ``m:ss`` or ``h:mm:ss``; nothing for None."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(max(0, int(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def speaker(leg: str) -> str:
-    """Return a leg's name for people: ``Caller``, ``Agent 2``, ``Everyone`` where it is mixed."""
-    role, _, number = leg.partition("-")
-    name = "Everyone" if role == "mixed" else role.capitalize()
-    return f"{name} {number}" if number else name
-
-
-def _utc(iso: str) -> str:
-    moment = datetime.fromisoformat(iso).astimezone(UTC)
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

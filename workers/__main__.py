@@ -10,11 +10,9 @@ from callcore.errors import ConfigError
 #: Milliseconds for steps to end after SIGTERM; what still runs then is taken over by its lease.
 _SHUTDOWN_MS = 10_000
 
-#: Dramatiq reads these when it is imported, so nothing above may import it. One message at a time
-#: and queue: with more, a short job waits behind a long one beside an idle process. It looks for
-#: work, and for a broker that came back, every fraction of a second.
+#: Dramatiq reads these when it is imported, so nothing above may import it. It looks for work, and
+#: for a broker that came back, every fraction of a second.
 _ENVIRONMENT = {
-    "dramatiq_queue_prefetch": "1",
     "dramatiq_worker_timeout": "100",
     "dramatiq_restart_delay": "500",
 }
@@ -28,13 +26,15 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    os.environ.update(_ENVIRONMENT)
+    # As many messages of a queue as there are threads for it: with more, a short job would wait
+    # behind a long one beside an idle process.
+    os.environ.update(_ENVIRONMENT, dramatiq_queue_prefetch=str(site.worker_threads))
     from dramatiq import cli
 
     from callcore import jobs
 
-    # One thread a queue at least: a long transcription must not keep files from being settled.
-    threads = max(site.worker_threads, len(jobs.QUEUES))
+    # For each queue its own: a long transcription must not keep files from being settled.
+    threads = site.worker_threads * len(jobs.QUEUES)
     arguments = [
         "workers.broker:setup",
         *("--processes", str(site.worker_processes)),

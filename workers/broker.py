@@ -5,14 +5,16 @@ import os
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from callcore import jobs, log, model_store, settings
+from callcore import jobs, log, settings
+from callcore.batch_engines import batch_engines
 from callcore.bus import RedisBus
 from callcore.chain import Chain
-from callcore.inference import EngineSpec
+from callcore.engine_pool import EnginePool
+from callcore.retention import Retention
 from callcore.storage import Storage
+from callcore.webhooks import Webhooks
 from workers.actors import declare
-from workers.engines import WorkerEngines
-from workers.middleware import Housekeeping
+from workers.middleware import Chore, Housekeeping
 
 
 def setup() -> RedisBroker:
@@ -27,23 +29,19 @@ def setup() -> RedisBroker:
     storage = Storage(site.database_url)
     storage.check_migrated()
     bus = RedisBus(settings.broker_url(site))
-    engines = WorkerEngines(batch_engines(site))
+    specs = batch_engines(site)
+    specs["transcriber"]()  # without its model nothing could be done: say so at the start
+    engines = EnginePool(specs)
     waker = jobs.Waker(site)
     chain = Chain(storage, site, bus, engines, waker)
-    closing = (engines.close, waker.close, bus.close, storage.close)
-    broker = jobs.make_broker(site, [Housekeeping(chain, engines, closing)])
+    webhooks = Webhooks(storage, site)
+    chores = (
+        Chore("sweep", 1.0, chain.sweep),
+        Chore("webhooks", 1.0, webhooks.sweep),  # beside the sweep: receivers may be slow
+        Chore("retention", 900.0, Retention(storage, site).sweep),
+    )
+    closing = (engines.close, webhooks.close, waker.close, bus.close, storage.close)
+    broker = jobs.make_broker(site, [Housekeeping(chain, engines, chores, closing)])
     declare(broker, chain)
     dramatiq.set_broker(broker)
     return broker
-
-
-def batch_engines(site: settings.Settings) -> dict[str, EngineSpec]:
-    """Return the engines that the steps need, by their names in the inference process.
-
-    Raises:
-        ModelError: If a model is not there.
-    """
-    folder = model_store.find(site.models_dir, site.model)
-    # One recording at a time with all cores: its niceness leaves them to live calls.
-    options = {"model": str(folder), "threads": os.cpu_count() or 1}
-    return {"transcriber": EngineSpec(site.transcriber, options)}

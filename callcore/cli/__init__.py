@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("up", _up, "Run everything: all processes of the Procfile, embedded parts included.")
     add("audiosocket", _audiosocket, "Receive calls from Asterisk's AudioSocket().")
+    add("agi", _agi, "Answer FastAGI requests of Asterisk's dialplan.")
     add("spool", _spool, "Watch the spool folder for finished recordings.")
     add("broker", _broker, "Run the embedded broker (Valkey on a unix socket).")
     add("migrate", _migrate, "Bring the database up to date.")
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     models = add("models", _models, "List, pull or verify the models.")
     models.add_argument("action", choices=("list", "pull", "verify"))
     models.add_argument("names", nargs="*", metavar="NAME", help="default: what the settings use")
+    _add_process(add("process", _process, "Analyse recordings, without servers."))
+    hooks = add("webhooks", _webhooks, "Test the outbound webhooks, or show what they delivered.")
+    hooks.add_argument("action", choices=("test", "log"))
     return parser
 
 
@@ -99,6 +103,18 @@ def _add_play(play: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_process(process: argparse.ArgumentParser) -> None:
+    process.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    process.add_argument(
+        "--json", action="store_true", help="print each document as one line of JSON"
+    )
+    process.add_argument("--steps", metavar="A,B", help="default: CALLCORE_STEPS")
+    process.add_argument("--language", metavar="CODE", help="of the recordings; auto detects it")
+    process.add_argument(
+        "--store", action="store_true", help="keep them in the site's database and audio folder"
+    )
+
+
 def _address(text: str) -> Address:
     try:
         return parse_address(text)
@@ -116,6 +132,16 @@ def _audiosocket(arguments: argparse.Namespace, settings: Settings) -> int:
     import uvloop
 
     from callcore.live_daemon import serve
+
+    with log.in_background():
+        uvloop.run(serve(settings))
+    return 0
+
+
+def _agi(arguments: argparse.Namespace, settings: Settings) -> int:
+    import uvloop
+
+    from callcore.agi.daemon import serve
 
     with log.in_background():
         uvloop.run(serve(settings))
@@ -171,12 +197,26 @@ def _play(arguments: argparse.Namespace, settings: Settings) -> int:
     )
 
 
-def _models(arguments: argparse.Namespace, settings: Settings) -> int:
-    from callcore import model_store
+def _process(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.process import run
 
-    actions = {
-        "list": model_store.run_list,
-        "pull": model_store.run_pull,
-        "verify": model_store.run_verify,
-    }
-    return actions[arguments.action](settings, arguments.names)
+    return run(
+        settings,
+        arguments.files,
+        as_json=arguments.json,
+        steps=arguments.steps,
+        language=arguments.language,
+        store=arguments.store,
+    )
+
+
+def _webhooks(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.webhooks import run
+
+    return run(settings, arguments.action)
+
+
+def _models(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.models import run
+
+    return run(settings, arguments.action, arguments.names)

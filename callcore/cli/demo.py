@@ -108,6 +108,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         environ.pop(f"CALLCORE_{name}_FILE", None)
     for variable, address in (
         ("CALLCORE_AUDIOSOCKET_BIND", settings.audiosocket_bind),
+        ("CALLCORE_AGI_BIND", settings.agi_bind),
         ("CALLCORE_WEB_BIND", settings.web_bind),
     ):
         environ[variable] = str(_free(address))

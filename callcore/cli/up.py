@@ -30,6 +30,7 @@ def prepare(settings: Settings) -> None:
     """
     for variable, address in (
         ("CALLCORE_AUDIOSOCKET_BIND", settings.audiosocket_bind),
+        ("CALLCORE_AGI_BIND", settings.agi_bind),
         ("CALLCORE_WEB_BIND", settings.web_bind),
     ):
         if not is_free(address):
@@ -66,6 +67,7 @@ def run(settings: Settings) -> int:
     )
     print(f"pages and API on http://{settings.web_bind}/  (Ctrl-C stops everything)")
     print(f"Asterisk's AudioSocket() on {settings.audiosocket_bind}")
+    print(f"Asterisk's AGI() on {settings.agi_bind}")
     print(f"recordings from {settings.spool_dir}", flush=True)
     asyncio.run(supervisor.run_until_signal(supervisor.Supervisor(entries, os.environ, print_line)))
     return 0

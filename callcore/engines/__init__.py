@@ -79,6 +79,8 @@ class TranscribedSegment:
     language: str | None
     avg_logprob: float
     no_speech_prob: float
+    language_prob: float = 1.0
+    """How sure ``language`` is; 1 where it was given."""
 
 
 class SpeechDetector(Protocol):
@@ -122,13 +124,126 @@ class Transcriber(Protocol):
     parameters: dict[str, Any]
     """What would be needed to get the same result again."""
 
-    def transcribe(self, samples: Floats, language: str | None) -> Iterator[TranscribedSegment]:
+    def transcribe(
+        self, samples: Floats, language: str | None, hotwords: str | None = None
+    ) -> Iterator[TranscribedSegment]:
         """Yield segments ordered by start.
 
         Args:
             samples: Shape (n,), float32 in [-1, 1], 16 kHz, mono.
             language: Language code; None lets the engine find out.
+            hotwords: Names and words that are likely, separated by commas.
         """
+        ...
+
+    def translate(self, samples: Floats, language: str | None) -> Iterator[TranscribedSegment]:
+        """Yield what was said in English, ordered by start; arguments as for ``transcribe``."""
+        ...
+
+
+class SpeakerEncoder(Protocol):
+    """Turns speech into vectors: those of one voice are alike."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+
+    def embed(self, windows: list[Floats]) -> Floats:
+        """Return an L2-normalised vector for each window, shape (len(windows), d).
+
+        Args:
+            windows: Arrays of shape (n,), float32 in [-1, 1], 16 kHz.
+        """
+        ...
+
+
+class Translator(Protocol):
+    """Translates text."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the installed pairs of language codes: from, to."""
+        ...
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        """Return the texts in ``target``, directly or through English."""
+        ...
+
+
+class Summarizer(Protocol):
+    """Writes a summary in its own words; what it says is checked by whoever asked."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+    max_bytes: int
+    """Bytes of UTF-8 of a transcript that it takes at once."""
+
+    def summarize(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the parts of a summary, see ``steps.summarize``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSpan:
+    """An entity in a text."""
+
+    label: str
+    """The engine's own, e.g. ``PERSON``."""
+    start: int
+    """Index of its first character."""
+    end: int
+    """Index after its last character."""
+    score: float | None = None
+    """0 to 1; None where the engine gives none."""
+
+
+class EntityRecognizer(Protocol):
+    """Finds names, places, dates and the like in texts."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+
+    def languages(self) -> list[str]:
+        """Return the language codes that it knows."""
+        ...
+
+    def recognize(self, texts: list[str], language: str) -> list[list[FoundSpan]]:
+        """Return the entities of each text, in the order of the texts."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns sentences into vectors: those that mean the like are alike."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+
+    def embed(self, texts: list[str]) -> Floats:
+        """Return an L2-normalised vector for each text, shape (len(texts), d)."""
+        ...
+
+
+class SentimentScorer(Protocol):
+    """Scores how an utterance feels."""
+
+    name: str
+    model: str
+    version: str
+    parameters: dict[str, Any]
+
+    def score(self, texts: list[str], language: str) -> list[float | None]:
+        """Return -5 (very negative) to 5 for each text; None where it cannot tell."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Deterministic engines for tests: what they hear follows from the samples alone.
+"""Deterministic engines for tests: what they answer follows from samples or texts alone.
 
 A sound is a stretch of samples at one constant level, at least ``_SHORTEST_S`` long and above
 ``_QUIET``; it is the word ``w<level>``, level in int16. So a test writes words by writing levels,
@@ -7,8 +7,10 @@ deadly at chosen calls.
 """
 
 import os
+import re
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from callcore.engines import LIVE_RATE, DecodeJob, Floats, Hypothesis, Samples, TranscribedSegment
+from callcore.engines import (
+    LIVE_RATE,
+    DecodeJob,
+    Floats,
+    FoundSpan,
+    Hypothesis,
+    Samples,
+    TranscribedSegment,
+)
 from callcore.errors import EngineError
 from callcore.results import Word
 
 #: Level (int16) that is silence.
 _QUIET = 300
+
+#: Level (int16) above which a sound is the other voice.
+_LOUD = 8000
 
 _SHORTEST_S = 0.03
 
@@ -128,7 +141,9 @@ class ScriptedTranscriber(Misbehaviour):
         """Return what the result depends on."""
         return {"quiet": _QUIET, "gap_s": _SEGMENT_GAP_S}
 
-    def transcribe(self, samples: Floats, language: str | None) -> Iterator[TranscribedSegment]:
+    def transcribe(
+        self, samples: Floats, language: str | None, hotwords: str | None = None
+    ) -> Iterator[TranscribedSegment]:
         """Yield a segment of three words for each loud stretch."""
         self.misbehave()
         for start, end in self._loud(samples):
@@ -140,6 +155,10 @@ class ScriptedTranscriber(Misbehaviour):
             )
             yield TranscribedSegment(start, end, " ".join(texts), words, language or "en", 0.0, 0.0)
 
+    def translate(self, samples: Floats, language: str | None) -> Iterator[TranscribedSegment]:
+        """Yield the same: it is English already."""
+        yield from self.transcribe(samples, language)
+
     def _loud(self, samples: Floats) -> Iterator[tuple[float, float]]:
         loud = np.flatnonzero(np.abs(samples) > _QUIET / 32768)
         if not len(loud):
@@ -149,3 +168,118 @@ class ScriptedTranscriber(Misbehaviour):
         ends = loud[np.concatenate([gaps, [len(loud) - 1]])]
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
             yield begin / _RECORDING_RATE, (end + 1) / _RECORDING_RATE
+
+
+class ScriptedSpeakerEncoder(Misbehaviour):
+    """Takes two levels for two voices: up to 8000 one, above it the other."""
+
+    name = "scripted"
+    model = "loudness"
+    version = "1"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        return {}
+
+    def embed(self, windows: list[Floats]) -> Floats:
+        """Return a vector of length 1 for each window: how much of either level it holds."""
+        self.misbehave()
+        vectors = np.empty((len(windows), 2), np.float32)
+        for number, window in enumerate(windows):
+            levels = np.abs(window) * 32768
+            vectors[number] = (levels > _QUIET).sum() + 1, 20 * (levels > _LOUD).sum()
+        result: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return result
+
+
+class _OfTexts(Misbehaviour):
+    """An engine of the steps that read texts.
+
+    Args:
+        delay_s: As in ``Misbehaviour``.
+        fail_times: As in ``Misbehaviour``.
+        crash_once: As in ``Misbehaviour``.
+        **_options: What engines with models are given.
+    """
+
+    name = "scripted"
+    version = "1"
+
+    def __init__(
+        self, delay_s: float = 0.0, fail_times: int = 0, crash_once: str = "", **_options: Any
+    ) -> None:
+        super().__init__(delay_s, fail_times, crash_once)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Return what the result depends on."""
+        return {}
+
+
+class ScriptedTranslator(_OfTexts):
+    """Knows Spanish and French, and translates each word into itself, marked."""
+
+    model = "marks"
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return what it translates: from, to."""
+        return [("es", "en"), ("fr", "en")]
+
+    def translate(self, texts: list[str], source: str, target: str) -> list[str]:
+        """Return ``word-en`` for each word."""
+        self.misbehave()
+        return [" ".join(f"{word}-{target}" for word in text.split()) for text in texts]
+
+
+class ScriptedEntityRecognizer(_OfTexts):
+    """Takes each word with a capital for the name of a person."""
+
+    model = "capitals"
+
+    def languages(self) -> list[str]:
+        """Return the languages that it knows."""
+        return ["en"]
+
+    def recognize(self, texts: list[str], language: str) -> list[list[FoundSpan]]:
+        """Return the words with a capital."""
+        self.misbehave()
+        return [
+            [
+                FoundSpan("PERSON", found.start(), found.end(), 1.0)
+                for found in re.finditer(r"\b[A-Z][a-z]+", text)
+            ]
+            for text in texts
+        ]
+
+
+class ScriptedEmbedder(_OfTexts):
+    """Counts words: texts are alike that share many."""
+
+    model = "words"
+    _SIZE = 64
+
+    def embed(self, texts: list[str]) -> Floats:
+        """Return a vector of length 1 for each text."""
+        self.misbehave()
+        vectors = np.full((len(texts), self._SIZE), 1e-3, np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in text.lower().split():
+                row[zlib.crc32(word.encode()) % self._SIZE] += 1
+        result: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return result
+
+
+class ScriptedSentiment(_OfTexts):
+    """Hears joy in ``good`` and sorrow in ``bad``."""
+
+    model = "two words"
+
+    def score(self, texts: list[str], language: str) -> list[float | None]:
+        """Return five points for each; None where the language is not English."""
+        self.misbehave()
+        return [self._score(text) if language == "en" else None for text in texts]
+
+    def _score(self, text: str) -> float:
+        words = text.lower().split()
+        return float(max(-5, min(5, 5 * (words.count("good") - words.count("bad")))))

@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from callcore.calls import Recording
+from callcore.calls import Call, Correction, Recording
 from callcore.errors import ConfigError
+from callcore.results import Segment
+from callcore.settings import Settings
 
 
 class Engines(Protocol):
-    """Where the engines of a step run: ``inference.InferenceProcess``."""
+    """Where the engines of a step run: ``engine_pool.EnginePool``."""
+
+    def call(self, engine: str, method: str, *args: Any) -> Any:
+        """Return what the engine's method returns."""
+        ...
 
     def stream(self, engine: str, method: str, *args: Any) -> Iterator[Any]:
         """Yield what the engine's generator yields."""
@@ -31,13 +37,20 @@ class StepContext:
 
     recording: Recording
     """Stored: its media are checked files on this machine."""
+    call: Call
+    """What is known of its call."""
     language: str | None
     """Language code; None: find out."""
+    settings: Settings
     results: Mapping[str, dict[str, Any]]
-    """The documents of the steps that this one needs, by name."""
+    """The documents of the steps that this one needs, and of those before it that succeeded."""
     engines: Engines
     take_segment_block: Callable[[], int]
     """Returns the first of 100,000 segment numbers that are unique in the call."""
+    live_segments: Callable[[], Sequence[Segment]]
+    """Returns the live transcript of the call, empty where there is none."""
+    corrections: Callable[[], Sequence[Correction]]
+    """Returns what people said about the categories of calls."""
     progress: Callable[[float], None]
     """Takes the share that is done, 0 to 1; may be called as often as one likes."""
 
@@ -56,6 +69,8 @@ class Step:
 
     ``InvalidRecording`` fails the step for good, any other error lets it be tried again.
     """
+    after: tuple[str, ...] = ()
+    """Steps that must be over before it runs: it reads their results where they succeeded."""
 
 
 def table(names: Sequence[str]) -> dict[str, Step]:

@@ -1,19 +1,22 @@
 """What was said in a recording, by whom, when: words with times.
 
 Files of single legs or the two channels of a stereo file tell the speakers; a mono file of both
-parties is one leg ``mixed``. Long recordings are read in pieces, so that memory stays bounded.
+parties is one leg ``mixed``, whose speakers are told apart by their voices. Long recordings are
+read in pieces, so that memory stays bounded.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from callcore import audio
+from callcore import audio_reading, speaker_turns
 from callcore.calls import Media
 from callcore.engines import TranscribedSegment
+from callcore.errors import InvalidRecording
 from callcore.results import Segment, Transcript, Word
 from callcore.steps import Step, StepContext
 from callcore.utterances import regroup, text_of
@@ -28,6 +31,13 @@ SEARCH_S = 20.0
 _QUIET_S = 0.3
 
 _ENGINE = "transcriber"
+_ENCODER = "speaker_encoder"
+#: Windows that are sent to the encoder at once: 8 MB.
+_WINDOWS_AT_ONCE = 128
+
+#: A leg is sure of its language from this probability and so many seconds of words on; an unsure
+#: one takes the language of a sure one.
+_SURE_PROB, _SURE_S = 0.7, 2.0
 
 Samples = npt.NDArray[np.float32]
 
@@ -64,51 +74,153 @@ def _party(media: Media) -> str:
     return media.role.partition(".")[0]
 
 
+@dataclass(slots=True)
+class _Heard:
+    """What one track holds; times in seconds from its first sample."""
+
+    track: Track
+    language: str | None = None
+    language_prob: float = 0.0
+    spoken_s: float = 0.0
+    said: list[TranscribedSegment] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    vectors: list[Samples] = field(default_factory=list)
+    """Of the voices in ``spans``."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether its language is not to be doubted."""
+        return self.language_prob >= _SURE_PROB and self.spoken_s >= _SURE_S
+
+
 def run(context: StepContext) -> dict[str, Any]:
     """Return a ``Transcript`` in its stored form, times in call time."""
-    zero_s = context.recording.offset_s or 0.0
     parties = tracks(context.recording.media)
+    if not parties:
+        raise InvalidRecording(context.recording.reason or "its audio is not here")
+    # Voices are told apart in one stream: two streams of ``mixed`` would each have an A.
+    by_voice = context.settings.speaker_turns == "on" and [p.leg for p in parties] == ["mixed"]
     total_s = sum(track.media.duration_s or 0.0 for track in parties) or 1.0
-    heard: list[Segment] = []
+    heard: list[_Heard] = []
     done_s = 0.0
     for track in parties:
-        at_s = zero_s + track.media.offset_s
-        for start_s, samples in pieces(track):
-            before_s = done_s + start_s
-            said: list[TranscribedSegment] = []
-            for each in context.engines.stream(_ENGINE, "transcribe", samples, context.language):
-                said.append(each)
-                context.progress((before_s + each.end) / total_s)
-            heard += _utterances(said, track.leg, at_s + start_s)
-            context.progress((before_s + len(samples) / RATE) / total_s)
+        before_s = done_s
+
+        def progress(at_s: float, before_s: float = before_s) -> None:
+            context.progress(min((before_s + at_s) / total_s, 1.0))
+
+        heard.append(_hear(context, track, context.language, by_voice, progress))
         done_s += track.media.duration_s or 0.0
-    return _transcript(context, heard).as_json()
+    surest = max((each for each in heard if each.sure), key=lambda h: h.spoken_s, default=None)
+    if surest is not None:
+        for number, each in enumerate(heard):
+            if each.said and not each.sure and each.language != surest.language:
+                heard[number] = _hear(context, each.track, surest.language, by_voice, _silent)
+    zero_s = context.recording.offset_s or 0.0
+    segments = [segment for each in heard for segment in _utterances(each, zero_s)]
+    return _transcript(context, segments, by_voice).as_json()
 
 
-def _utterances(said: list[TranscribedSegment], leg: str, at_s: float) -> list[Segment]:
-    """Return what was said in utterances, in call time."""
-    language = said[0].language if said else None
-    words = [Word(w.w, at_s + w.s, at_s + w.e, w.p) for each in said for w in each.words]
-    return [
-        Segment(
-            segment=0,  # numbered once all legs are there, in order of time
-            leg=leg,
-            start=part[0].s,
-            end=part[-1].e,
-            text=text_of(part, language),
-            language=language,
-            words=part,
-            source="recording",
+def _silent(_at_s: float) -> None:
+    """Report nothing: the share that is done never falls."""
+
+
+def _hear(
+    context: StepContext,
+    track: Track,
+    language: str | None,
+    by_voice: bool,
+    progress: Callable[[float], None],
+) -> _Heard:
+    """Return what one track holds.
+
+    Args:
+        context: Of the step.
+        track: Whom to hear.
+        language: Language code; None: found out from the track's own speech.
+        by_voice: Whether to listen to the voices.
+        progress: Takes the seconds of the track that are done.
+    """
+    heard = _Heard(track, language, 1.0 if language else 0.0, _SURE_S if language else 0.0)
+    hotwords = context.settings.hotwords or None
+    for start_s, samples in pieces(track):
+        # The language of a long recording is found once, where there was enough to hear.
+        known = heard.language if heard.sure else None
+        said: list[TranscribedSegment] = []
+        for each in context.engines.stream(_ENGINE, "transcribe", samples, known, hotwords):
+            said.append(each)
+            progress(start_s + each.end)
+        if known is None and said:
+            heard.language, heard.language_prob = said[0].language, said[0].language_prob
+        heard.spoken_s += sum(w.e - w.s for each in said for w in each.words)
+        if by_voice:
+            _listen(context, heard, said, samples, start_s)
+        heard.said += [_later(each, start_s) for each in said]
+        progress(start_s + len(samples) / RATE)
+    return heard
+
+
+def _listen(
+    context: StepContext,
+    heard: _Heard,
+    said: list[TranscribedSegment],
+    samples: Samples,
+    start_s: float,
+) -> None:
+    """Add the voices of a piece while its samples are there."""
+    spans = speaker_turns.windows([word for each in said for word in each.words])
+    cuts = [samples[round(start * RATE) : round(end * RATE)] for start, end in spans]
+    kept = [number for number, cut in enumerate(cuts) if len(cut)]
+    for at in range(0, len(kept), _WINDOWS_AT_ONCE):
+        some = kept[at : at + _WINDOWS_AT_ONCE]
+        heard.vectors.append(
+            context.engines.call(_ENCODER, "embed", [cuts[number] for number in some])
         )
-        for part in regroup(words)
-    ]
+        heard.spans += [(start_s + spans[n][0], start_s + spans[n][1]) for n in some]
 
 
-def _transcript(context: StepContext, heard: list[Segment]) -> Transcript:
+def _later(said: TranscribedSegment, by_s: float) -> TranscribedSegment:
+    words = tuple(Word(word.w, by_s + word.s, by_s + word.e, word.p) for word in said.words)
+    return replace(said, start=by_s + said.start, end=by_s + said.end, words=words)
+
+
+def _utterances(heard: _Heard, zero_s: float) -> Iterator[Segment]:
+    """Yield what was said in utterances, in call time."""
+    words = [(word, each.language) for each in heard.said for word in each.words]
+    labels: list[str] | None = None
+    if heard.vectors:
+        vectors = np.concatenate(heard.vectors)
+        labels = speaker_turns.speakers([word for word, _ in words], heard.spans, vectors)
+    by_s = zero_s + heard.track.media.offset_s
+    who: list[str] | list[None] = labels or [None] * len(words)
+    runs = groupby(zip(words, who, strict=True), key=lambda each: (each[1], each[0][1]))
+    for (speaker, language), run_of_one in runs:
+        for part in regroup(word for (word, _), _ in run_of_one):
+            moved = tuple(Word(word.w, by_s + word.s, by_s + word.e, word.p) for word in part)
+            yield Segment(
+                segment=0,  # numbered once all legs are there, in order of time
+                leg=heard.track.leg,
+                start=moved[0].s,
+                end=moved[-1].e,
+                text=text_of(moved, language),
+                language=language,
+                words=moved,
+                source="recording",
+                speaker=speaker,
+            )
+
+
+def _transcript(context: StepContext, heard: list[Segment], by_voice: bool) -> Transcript:
     base = context.take_segment_block()
     ordered = sorted(heard, key=lambda each: (each.start, each.end, each.leg))
     segments = tuple(replace(each, segment=base + number) for number, each in enumerate(ordered))
     about = context.engines.attributes(_ENGINE, "name", "model", "version", "parameters")
+    parameters: dict[str, Any] = {**about["parameters"]}
+    if context.settings.hotwords:
+        parameters["hotwords"] = context.settings.hotwords
+    if by_voice and segments:
+        encoder = context.engines.attributes(_ENCODER, "name", "model", "version")
+        parameters["speaker_turns"] = encoder
     return Transcript(
         segments=segments,
         language=context.language or _main_language(segments),
@@ -116,7 +228,7 @@ def _transcript(context: StepContext, heard: list[Segment]) -> Transcript:
         engine=about["name"],
         model=about["model"],
         version=about["version"],
-        parameters=about["parameters"],
+        parameters=parameters,
     )
 
 
@@ -133,7 +245,7 @@ def pieces(track: Track) -> Iterator[tuple[float, Samples]]:
     """Yield a track in pieces: start in seconds, and samples of shape (n,), float32, 16 kHz."""
     held: Samples = np.empty(0, np.float32)
     start = 0
-    for block in audio.decode(track.media.path, RATE):
+    for block in audio_reading.decode(track.media.path, RATE):
         part = block.mean(axis=1) if track.channel is None else block[:, track.channel]
         held = np.concatenate([held, part.astype(np.float32, copy=False)])
         while len(held) >= PIECE_S * RATE:

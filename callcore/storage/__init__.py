@@ -8,7 +8,7 @@ used by many threads and many processes at once, and never on an event loop.
 import base64
 import binascii
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from callcore.calls import (
     Call,
     CallFacts,
     CallState,
+    Correction,
     Leg,
     LegState,
     Media,
@@ -32,6 +33,10 @@ from callcore.errors import CallcoreError, Refused
 from callcore.results import Segment
 from callcore.storage import call_rows, recording_rows
 
+#: Seconds for which a daemon's last report of its load counts.
+LOAD_VALID_S = 15.0
+#: Corrections that a classification takes into account: the newest.
+MAX_CORRECTIONS = 5000
 #: Number by which PostgreSQL lets one migration run at a time.
 _MIGRATIONS = 0x6D696772
 
@@ -187,10 +192,24 @@ class Storage:
         with self.database.transaction():
             return call_rows.adopt_capture(self.database, uuid, capture_path)
 
-    def note_daemon(self, name: str) -> None:
-        """Store a sign of life of a daemon."""
+    def note_daemon(self, name: str, load: float | None = None) -> None:
+        """Store a sign of life of a daemon.
+
+        Args:
+            name: Of the daemon.
+            load: Share of its decoding time that live calls take; None if it recognises nothing.
+        """
         with self.database.transaction():
-            call_rows.note_daemon(self.database, name, self.clock())
+            call_rows.note_daemon(self.database, name, self.clock(), load)
+
+    def live_load(self) -> float:
+        """Return the load of the busiest daemon that has been heard of lately, 0 without any."""
+        daemon = tables.Daemon
+        since = self.clock() - timedelta(seconds=LOAD_VALID_S)
+        row = self.database.first(
+            daemon.select(peewee.fn.MAX(daemon.load).alias("load")).where(daemon.seen_at >= since)
+        )
+        return float(row["load"] or 0.0) if row else 0.0
 
     def live_daemons(self) -> dict[str, datetime | None]:
         """Return each daemon that has live legs, with its last sign of life by its own clock."""
@@ -200,6 +219,11 @@ class Storage:
         """Expire registrations whose stream never came; return the calls that ended by it."""
         with self.database.transaction():
             return call_rows.expire(self.database, self.clock())
+
+    def complete_call(self, ids: Sequence[str], facts: CallFacts) -> str | None:
+        """Unite facts with the call that has any of these ids; None if there is none."""
+        with self.database.transaction():
+            return call_rows.complete(self.database, ids, facts, self.clock())
 
     # ---- live words
 
@@ -309,6 +333,75 @@ class Storage:
         with self.database.connection():
             own_id = recording_rows.resolve(self.database, audio_id)
             return recording_rows.results(self.database, own_id)
+
+    def is_backfill(self, audio_id: str) -> bool:
+        """Tell whether a recording gives way to others; False if there is no such recording."""
+        model = tables.Recording
+        row = self.database.first(model.select(model.backfill).where(model.audio_id == audio_id))
+        return row is not None and bool(row["backfill"])
+
+    # ---- files
+
+    def uploaded_files(self, since: datetime) -> list[str]:
+        """Return the paths of what was uploaded since then: as it came, and as it is stored."""
+        with self.database.connection():
+            return recording_rows.files_of_door(self.database, "upload", since)
+
+    def audio_files(self, since: datetime) -> set[str]:
+        """Return the paths of recordings' files, and of captures of legs not over before then."""
+        with self.database.connection():
+            return recording_rows.all_files(self.database, since)
+
+    def unused_files(self, audio_id: str, paths: Iterable[str]) -> list[str]:
+        """Return those files of a settled recording that nothing else refers to."""
+        with self.database.connection():
+            own_id = recording_rows.resolve(self.database, audio_id)
+            return recording_rows.unused(self.database, own_id, paths)
+
+    def drop_audio(self, before: datetime, reason: str, limit: int) -> tuple[list[str], list[str]]:
+        """Forget the files of recordings that came before a moment and have been analysed.
+
+        Args:
+            before: The moment.
+            reason: Why their audio is missing from then on.
+            limit: Most recordings at a time.
+
+        Returns:
+            The paths of our copies, and of the files that doors named; both empty once there is
+            no such recording any more.
+        """
+        with self.database.transaction():
+            return recording_rows.drop_audio(self.database, before, reason, limit)
+
+    # ---- corrections
+
+    def correct(self, audio_id: str, correction: Correction, made_by: str | None) -> None:
+        """Keep what a person said about a category of a recording.
+
+        Raises:
+            NotFound: If there is no such recording.
+        """
+        with self.database.transaction():
+            own_id = recording_rows.resolve(self.database, audio_id)
+            row = {
+                "recording": own_id,
+                "taxonomy": correction.taxonomy,
+                "category": correction.category,
+                "verdict": correction.verdict,
+                "texts": list(correction.texts),
+                "made_by": made_by,
+                "created_at": self.clock(),
+            }
+            self.database.run(tables.Correction.insert(**row))
+
+    def corrections(self) -> list[Correction]:
+        """Return the newest corrections, oldest first."""
+        model = tables.Correction
+        rows = self.database.all(model.select().order_by(model.id.desc()).limit(MAX_CORRECTIONS))
+        return [
+            Correction(row["taxonomy"], row["category"], row["verdict"], tuple(row["texts"]))
+            for row in reversed(rows)
+        ]
 
     # ---- the spool
 

@@ -7,10 +7,11 @@ from typing import Any
 from peewee import JOIN
 
 from callcore import tables
-from callcore.calls import Call, CallFacts, CallState, Leg, LegState, session_id
+from callcore.calls import Call, CallFacts, CallState, Leg, LegState, iso, session_id
 from callcore.database import Database, Row
 from callcore.errors import NotFound, Refused
 from callcore.results import Segment, Word
+from callcore.storage import outbox
 
 #: Transactions that decide which ids belong to one call run one after the other. A few
 #: milliseconds each; beyond some hundred registrations a second, lock by id instead.
@@ -88,6 +89,14 @@ def claim(db: Database, ids: Sequence[str], facts: CallFacts, moment: datetime) 
     for each in ids:
         db.insert(tables.CallAlias, {"known_as": each, "call": call_id})
     return call_id
+
+
+def complete(db: Database, ids: Sequence[str], facts: CallFacts, moment: datetime) -> str | None:
+    """Return the call that has any of ``ids``, completed as by ``claim``; None if there is none."""
+    db.serialize(CALLS)
+    alias = tables.CallAlias
+    known = db.first(alias.select().where(alias.known_as.in_(ids))) if ids else None
+    return claim(db, ids, facts, moment) if known is not None else None
 
 
 def _insert_call(db: Database, call_id: str, facts: CallFacts, moment: datetime) -> None:
@@ -351,11 +360,11 @@ def adopt_capture(db: Database, uuid: str, capture: str) -> str | None:
 # ---- daemons
 
 
-def note_daemon(db: Database, name: str, moment: datetime) -> None:
+def note_daemon(db: Database, name: str, moment: datetime, load: float | None) -> None:
     """Store that the daemon is alive; forget those that were not for a day."""
     daemon = tables.Daemon
-    if not db.insert(daemon, {"name": name, "seen_at": moment}):
-        db.run(daemon.update(seen_at=moment).where(daemon.name == name))
+    if not db.insert(daemon, {"name": name, "seen_at": moment, "load": load}):
+        db.run(daemon.update(seen_at=moment, load=load).where(daemon.name == name))
     db.run(daemon.delete().where(daemon.seen_at < moment - timedelta(days=1)))
 
 
@@ -391,7 +400,11 @@ def end_if_idle(db: Database, call_id: str, reason: str, moment: datetime) -> bo
     ended_at = (last and last["ended_at"]) or moment
     ended = {"state": CallState.ENDED, "ended_at": ended_at, "reason": reason}
     where = (call.call_id == call_id) & (call.state == CallState.LIVE)
-    return db.run(call.update(**ended).where(where)) == 1
+    if db.run(call.update(**ended).where(where)) != 1:
+        return False
+    told = {"call_id": call_id, "ended_at": iso(ended_at), "reason": reason}
+    outbox.note(db, "call.ended", f"{call_id} {iso(ended_at)}", told, moment)
+    return True
 
 
 def expire(db: Database, moment: datetime) -> list[str]:

@@ -27,6 +27,8 @@ class Source:
     original_name: str | None
     source: str
     """The door."""
+    url: str | None = None
+    """Where it is fetched from, to ``path``; None for a file that is here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,14 @@ class Report:
     siblings: tuple[str, ...] = ()
     """Paths whose recording this one belongs to, where ``identity`` does not tell."""
     original_name: str | None = None
+    url: str | None = None
+    """Where ``settle`` fetches the one file of ``media`` from."""
+    backfill: bool = False
+    """Whether it gives way to live calls and to new recordings."""
+    content_identity: str | None = None
+    """With the sha256: what it is if ``identity`` turns out to be that of another file."""
+    call_started_at: datetime | None = None
+    """When the call began as far as its ids tell, UTC; ``facts`` tell when the recording did."""
 
 
 # ---- reports of doors
@@ -84,21 +94,24 @@ def report(db: Database, said: Report, moment: datetime) -> Reported:
     """Find or make the recording that a door reports, and unite what is known about it."""
     db.serialize(call_rows.CALLS)
     row = _find(db, said)
+    if row is not None and said.content_identity and _holds_another(db, row, said.media[0]):
+        said = dataclasses.replace(said, identity=said.content_identity)
+        row = _find(db, said)
     if row is None:
         audio_id = _insert(db, said, moment)
-        add_files(db, audio_id, said.media, said.source, said.original_name)
+        _add(db, audio_id, said, said.media)
         return Reported(audio_id, created=True, changed=True)
     audio_id = row["audio_id"]
     _unite(db, row, said, moment)
     # A reason says that a file was not there or not readable when it was looked at: it may be now.
     amiss = row["reason"] is not None
     if said.renewed or amiss or row["state"] != RecordingState.STORED:
-        added = add_files(db, audio_id, said.media, said.source, said.original_name)
+        added = _add(db, audio_id, said, said.media, again=amiss)
         changed = said.renewed or bool(added) or (amiss and bool(said.media))
         return Reported(audio_id, created=False, changed=changed)
     stored = {row["role"]: row["origin"] for row in media_rows(db, audio_id)}
     new = [media for media in said.media if media.role not in stored]
-    added = add_files(db, audio_id, new, said.source, said.original_name)
+    added = _add(db, audio_id, said, new)
     unneeded = tuple(m.path for m in said.media if m.path != stored.get(m.role, m.path))
     return Reported(audio_id, created=False, changed=bool(added), unneeded=unneeded)
 
@@ -109,6 +122,22 @@ def _find(db: Database, said: Report) -> Row | None:
         if row is not None:
             return row
     return _find_by_path(db, said)
+
+
+def _holds_another(db: Database, row: Row, media: Media) -> bool:
+    """Tell whether a recording has, in the place of this file, one that may be another.
+
+    If it is the same after all, settling makes the two one.
+    """
+    roles = {media.role, "stereo"} if media.role == "mixed" else {media.role}
+    stored = [each for each in media_rows(db, row["audio_id"]) if each["role"] in roles]
+    if stored:
+        return all(each["sha256"] != media.sha256 for each in stored)
+    if row["reason"] is not None:
+        return False  # one that could not be read may well be replaced
+    named = [each.path for each in sources(db, row["audio_id"]) if each.role in roles]
+    # The name of an upload tells its content.
+    return bool(named) and not any(str(media.sha256) in path for path in named)
 
 
 def _find_by_path(db: Database, said: Report) -> Row | None:
@@ -132,7 +161,7 @@ def _find_by_path(db: Database, said: Report) -> Row | None:
 
 def _insert(db: Database, said: Report, moment: datetime) -> str:
     audio_id = uuid.uuid4().hex
-    call_id = call_rows.claim(db, said.ids or [audio_id], said.facts, moment)
+    call_id = call_rows.claim(db, said.ids or [audio_id], _call_facts(said), moment)
     db.run(
         tables.Recording.insert(
             audio_id=audio_id,
@@ -143,20 +172,80 @@ def _insert(db: Database, said: Report, moment: datetime) -> str:
             sources=[said.source],
             facts=facts_as_json(said.facts),
             created_at=moment,
+            backfill=said.backfill,
         )
     )
     return audio_id
+
+
+def _call_facts(said: Report) -> CallFacts:
+    started_at = said.facts.started_at or said.call_started_at
+    return dataclasses.replace(said.facts, started_at=started_at)
 
 
 def _unite(db: Database, row: Row, said: Report, moment: datetime) -> None:
     facts = facts_from_json(row["facts"]).merged(said.facts)
     sources = row["sources"] + [said.source] * (said.source not in row["sources"])
     new = {"facts": facts_as_json(facts), "sources": sources}
+    new["backfill"] = row["backfill"] and said.backfill
     if row["identity"] is None and said.identity is not None:
         new["identity"] = said.identity
     recording = tables.Recording
     db.run(recording.update(**new).where(recording.audio_id == row["audio_id"]))
-    call_rows.claim(db, [row["call"], *said.ids], said.facts, moment)
+    call_rows.claim(db, [row["call"], *said.ids], _call_facts(said), moment)
+
+
+def _add(
+    db: Database, audio_id: str, said: Report, media: Iterable[Media], *, again: bool = False
+) -> list[str]:
+    """Remember the files of a report; return the roles of those that are new."""
+    if said.url is None:
+        return add_files(db, audio_id, media, said.source, said.original_name)
+    added = []
+    for each in media:
+        known = _same_resource(db, audio_id, each)
+        if known is None:
+            added += add_files(db, audio_id, [each], said.source, said.original_name, url=said.url)
+        elif _renew_url(db, known, each.path, said.url, again=again):
+            added.append(each.role)
+    return added
+
+
+def _same_resource(db: Database, audio_id: str, media: Media) -> Row | None:
+    """Return the row of the same file of a host: its target ends in the same key."""
+    named = tables.RecordingSource
+    rows = db.all(
+        named.select().where(
+            (named.recording == audio_id) & (named.role == media.role) & named.url.is_null(False)
+        )
+    )
+    return next((row for row in rows if _key(row["path"]) == _key(media.path)), None)
+
+
+def _key(path: str) -> str:
+    return path.rpartition("-")[2]
+
+
+def _renew_url(db: Database, known: Row, path: str, url: str, *, again: bool) -> bool:
+    """Take over the URL of a repeated report, whose signature may be newer.
+
+    Args:
+        db: The record.
+        known: The row of the earlier report.
+        path: A new target, whose name tells when this report came.
+        url: The new URL.
+        again: Whether the file could not be had before, so that its time begins anew.
+
+    Returns:
+        Whether the URL is another one.
+    """
+    stored = {row["origin"] for row in media_rows(db, known["recording"])}
+    new: Row = {"url": url}
+    if again and known["path"] not in stored:
+        new["path"] = path
+    named = tables.RecordingSource
+    db.run(named.update(**new).where(named.id == known["id"]))
+    return bool(known["url"] != url)
 
 
 def add_files(
@@ -165,6 +254,8 @@ def add_files(
     media: Iterable[Media],
     source: str,
     original_name: str | None = None,
+    *,
+    url: str | None = None,
 ) -> list[str]:
     """Remember the files that a door names; return the roles of those that are new."""
     added = []
@@ -176,6 +267,7 @@ def add_files(
             "offset_s": each.offset_s,
             "original_name": original_name,
             "source": source,
+            "url": url,
         }
         if db.insert(tables.RecordingSource, values):
             added.append(each.role)
@@ -269,6 +361,8 @@ def merge(db: Database, survivor: str, loser: str, moment: datetime) -> bool:
         db.insert(tables.RecordingSource, {"recording": survivor, **values})
     db.run(alias.update(recording=survivor).where(alias.recording == loser))
     db.run(tables.SpoolFile.update(audio_id=survivor).where(tables.SpoolFile.audio_id == loser))
+    correction = tables.Correction
+    db.run(correction.update(recording=survivor).where(correction.recording == loser))
     db.run(recording.delete().where(recording.audio_id == loser))
     db.insert(alias, {"known_as": loser, "recording": survivor})
     new: Row = {"facts": facts_as_json(facts), "sources": doors}
@@ -429,6 +523,75 @@ def steps(db: Database, audio_id: str) -> list[StepStatus]:
         )
         for row in db.all(query)
     ]
+
+
+def files_of_door(db: Database, source: str, since: datetime) -> list[str]:
+    """Return the files that came through a door since then, as they came and as they are stored."""
+    named, recording, media = tables.RecordingSource, tables.Recording, tables.Media
+    came = named.select(named.path).join(recording)
+    came = came.where((named.source == source) & (recording.created_at >= since))
+    kept = media.select(media.path).join(recording)
+    kept = kept.where((recording.source == source) & (recording.created_at >= since))
+    return [row["path"] for query in (came, kept) for row in db.all(query)]
+
+
+def all_files(db: Database, since: datetime) -> set[str]:
+    """Return every path that a recording refers to, or a leg that was not over before then."""
+    named, media, leg = tables.RecordingSource, tables.Media, tables.Leg
+    found = {row["path"] for model in (named, media) for row in db.all(model.select(model.path))}
+    recent = leg.ended_at.is_null() | (leg.ended_at >= since)
+    captured = leg.select(leg.capture_path).where(leg.capture_path.is_null(False) & recent)
+    return found | {row["capture_path"] for row in db.all(captured)}
+
+
+def drop_audio(
+    db: Database, before: datetime, reason: str, limit: int
+) -> tuple[list[str], list[str]]:
+    """Forget the files of recordings that came before a moment and have been analysed.
+
+    Returns:
+        The paths of our copies, and of the files that doors named.
+    """
+    recording, media, named = tables.Recording, tables.Media, tables.RecordingSource
+    job = tables.Job
+    is_open = job.state.in_([StepState.PENDING, StepState.RUNNING])
+    open_ids = job.select(job.recording).where(is_open)
+    has_files = recording.audio_id.in_(media.select(media.recording)) | recording.audio_id.in_(
+        named.select(named.recording)
+    )
+    old = recording.select(recording.audio_id)
+    is_old = (recording.created_at < before) & recording.audio_id.not_in(open_ids)
+    rows = db.all(old.where(is_old & has_files).order_by(recording.created_at).limit(limit))
+    ids = [row["audio_id"] for row in rows]
+    found: list[list[str]] = []
+    for model in (media, named):
+        mine = model.recording.in_(ids)
+        found.append([row["path"] for row in db.all(model.select(model.path).where(mine))])
+        db.run(model.delete().where(mine))
+    if ids:
+        gone = {"state": RecordingState.MISSING, "reason": reason}
+        db.run(recording.update(**gone).where(recording.audio_id.in_(ids)))
+    return found[0], found[1]
+
+
+def unused(db: Database, audio_id: str, paths: Iterable[str]) -> list[str]:
+    """Return those files to which nothing points but the doors of this recording and its call."""
+    asked = sorted(set(paths))
+    row = recording_row(db, audio_id)
+    named, media, leg = tables.RecordingSource, tables.Media, tables.Leg
+    others = named.path.in_(asked) & (named.recording != audio_id)
+    captured = leg.capture_path.in_(asked) & (leg.call != row["call"])
+    used = {each["path"] for each in db.all(named.select(named.path).where(others))}
+    used |= {each["path"] for each in db.all(media.select(media.path).where(media.path.in_(asked)))}
+    used |= {e["capture_path"] for e in db.all(leg.select(leg.capture_path).where(captured))}
+    return [path for path in asked if path not in used]
+
+
+def call_of(db: Database, audio_id: str) -> str:
+    """Return the call of a recording that is there."""
+    row = db.first(tables.Recording.select().where(tables.Recording.audio_id == audio_id))
+    assert row is not None
+    return str(row["call"])
 
 
 def results(db: Database, audio_id: str) -> dict[str, dict[str, Any]]:

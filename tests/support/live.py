@@ -122,6 +122,9 @@ class FakeRecognizer:
         self.error: Exception | None = None
         self._opened = asyncio.Event()
 
+    def take_load(self) -> float:
+        return 0.25
+
     def open_leg(
         self, ring: RingBuffer, listener: Any, *, language: str | None, spill: Any
     ) -> FakeRecognition:

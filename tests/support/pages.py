@@ -20,6 +20,7 @@ from callcore.events import make
 from callcore.ledger import Ledger
 from callcore.results import Segment, Transcript, Word
 from callcore.storage import Storage, recording_rows
+from tests.support.api_contract import Contract
 from web.__main__ import Server, make_server
 from web.app import create_app
 
@@ -133,7 +134,7 @@ class Pages:
         """Store a recording, and its transcript where there are segments; return the audio_id."""
         facts = CallFacts(call_id=call_id)
         accepted = intake.accept_recording(self.storage, self.settings, facts, "spool", media)
-        stored = [_stored(each) for each in media]
+        stored = [stored_media(each) for each in media]
         with self.storage.database.transaction():
             recording_rows.store(self.storage.database, accepted.audio_id, stored, 0.0)
         needs: dict[str, list[str]] = {"settle": [], "transcribe": ["settle"]}
@@ -152,12 +153,19 @@ class Pages:
 
     @asynccontextmanager
     async def client(self, host: str = "127.0.0.1:8000") -> AsyncIterator[httpx.AsyncClient]:
-        """A client of the application, without a server between."""
+        """A client of the application, without a server between.
+
+        Every answer of the API is held against the site's OpenAPI document.
+        """
         app = create_app(self.settings)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client,
+            httpx.AsyncClient(
+                transport=transport,
+                base_url=f"http://{host}",
+                event_hooks={"response": [Contract(self.settings).check]},
+            ) as client,
         ):
             yield client
 
@@ -177,7 +185,8 @@ class Pages:
             assert not thread.is_alive()
 
 
-def _stored(media: Media) -> recording_rows.StoredMedia:
+def stored_media(media: Media) -> recording_rows.StoredMedia:
+    """Return the row of a stored WAV file."""
     with wave.open(media.path, "rb") as file:
         channels, rate, frames = file.getnchannels(), file.getframerate(), file.getnframes()
     return recording_rows.StoredMedia(

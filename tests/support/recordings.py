@@ -16,6 +16,7 @@ from callcore.calls import SETTLE
 from callcore.chain import Chain
 from callcore.engines import TranscribedSegment
 from callcore.errors import EngineError
+from callcore.jobs import QUEUES, queue_of
 from callcore.ledger import _is_due
 from callcore.results import Word
 from callcore.settings import Settings
@@ -24,7 +25,15 @@ from callcore.storage import Storage
 
 def make_settings(state: Path, **given: object) -> Settings:
     """Return settings whose folders lie under ``state``; files count as complete at once."""
-    environ = {"STATE_DIR": state, "SETTLE_S": 0, "CAPTURE_WAIT_S": 30, "LEASE_S": 30, **given}
+    environ = {
+        "STATE_DIR": state,
+        "SETTLE_S": 0,
+        "CAPTURE_WAIT_S": 30,
+        "LEASE_S": 30,
+        "STEPS": "transcribe",
+        "SPEAKER_TURNS": "off",
+        **given,
+    }
     return settings.load({f"CALLCORE_{k.upper()}": str(v) for k, v in environ.items()})
 
 
@@ -66,8 +75,11 @@ class FakeEngines:
     proceed: threading.Event | None = None
     """When given: a call waits for it."""
 
+    def call(self, engine: str, method: str, *args: Any) -> Any:
+        raise EngineError(engine, "there is none")
+
     def stream(self, engine: str, method: str, *args: Any) -> Iterator[Any]:
-        samples, language = args
+        samples, language = args[:2]
         self.calls.append(len(samples))
         self.entered.set()
         if self.proceed is not None:
@@ -87,14 +99,14 @@ class FakeWaker:
     """Remembers who was woken."""
 
     woken: list[tuple[str, str]] = field(default_factory=list)
-    waiting: dict[str, int] | None = field(default_factory=lambda: {"io": 0, "cpu": 0})
+    waiting: dict[str, int] | None = field(default_factory=lambda: dict.fromkeys(QUEUES, 0))
+    queues: dict[str, list[str]] = field(default_factory=lambda: {each: [] for each in QUEUES})
+    """The recordings of the messages, by queue."""
 
-    def wake(self, step: str, audio_id: str) -> bool:
+    def wake(self, step: str, audio_id: str, backfill: bool = False) -> bool:
         self.woken.append((step, audio_id))
+        self.queues[queue_of(step, backfill)].append(audio_id)
         return True
-
-    def queue_of(self, step: str) -> str:
-        return "io" if step == SETTLE else "cpu"
 
     def backlog(self) -> dict[str, int] | None:
         return self.waiting

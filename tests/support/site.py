@@ -42,6 +42,7 @@ class Site:
         self.state = state
         self.web = f"127.0.0.1:{free_port()}"
         self.audiosocket = f"127.0.0.1:{free_port()}"
+        self.agi = f"127.0.0.1:{free_port()}"
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CALLCORE_")}
         self.environ = {
             **clean,
@@ -49,6 +50,7 @@ class Site:
             "CALLCORE_MODELS_DIR": str(MODELS),
             "CALLCORE_WEB_BIND": self.web,
             "CALLCORE_AUDIOSOCKET_BIND": self.audiosocket,
+            "CALLCORE_AGI_BIND": self.agi,
             "CALLCORE_CAPTURE": "always",
             "CALLCORE_LEASE_S": "5",
             **{f"CALLCORE_{name.upper()}": value for name, value in settings.items()},

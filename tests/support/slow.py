@@ -19,7 +19,9 @@ class SlowTranscriber(ScriptedTranscriber):
         super().__init__()
         self._folder = Path(model)
 
-    def transcribe(self, samples: Floats, language: str | None) -> Iterator[TranscribedSegment]:
+    def transcribe(
+        self, samples: Floats, language: str | None, hotwords: str | None = None
+    ) -> Iterator[TranscribedSegment]:
         with (self._folder / "starts").open("a") as starts:
             starts.write("start\n")
         while (self._folder / "hold").exists():

@@ -197,7 +197,7 @@ function showAfter(recordings) {
   const text = {
     queued: "Its recording is queued.",
     processing: "Its recording is being processed.",
-    completed: "Its recording is transcribed: the full text is on the call page.",
+    completed: "Its recording is analysed: the text and what was found in it are on the call page.",
     partial: "Some steps failed; the rest is on the call page.",
     failed: "Its recording could not be processed.",
   };

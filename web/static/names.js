@@ -2,7 +2,16 @@
 
 const CALL = { live: "Live", ended: "Ended", missed: "Missed" };
 const STEP = { pending: "waiting", running: "running", done: "done", failed: "failed", skipped: "skipped" };
-const STEPS = { settle: "Read the recording", transcribe: "Transcribe" };
+const STEPS = {
+  settle: "Read the recording",
+  transcribe: "Transcribe",
+  translate: "Translate",
+  summarize: "Summarise",
+  ner: "Find names and numbers",
+  classify: "Sort into categories",
+  insights: "Measure",
+  annotate: "Mark the transcript",
+};
 
 export function speaker(leg) {
   const [role, number] = leg.split("-");

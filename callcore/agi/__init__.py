@@ -1,0 +1,1 @@
+"""FastAGI: what Asterisk's dialplan asks of us in the middle of a call."""

@@ -1,0 +1,141 @@
+"""What a PBX reports, on its way to the database: in one thread, until the database answers.
+
+A route waits a moment for the commit and lets Asterisk go in any case. What the database did not
+take in time is tried again for as long as this process runs; the log says so, because what waits
+in memory is lost with the process.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from callcore.intake import Accepted, Messenger
+from callcore.live_records import TRANSIENT, StepWaker
+from callcore.log import frames
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that Asterisk is kept waiting for a commit at most. The other party's line stays up for
+#: as long; a commit takes milliseconds.
+ANSWER_S = 1.0
+#: Reports that may wait for the database; some 20 MB, and ten minutes of a very busy PBX.
+MAX_WAITING = 10_000
+#: Seconds before the first retry, and the longest between two.
+RETRY_S = (0.1, 5.0)
+
+Work = Callable[[], Accepted | None]
+
+
+@dataclass(slots=True)
+class _Report:
+    work: Work
+    stored: "Future[bool]" = field(default_factory=Future)
+
+
+class Reports:
+    """Runs pieces of work that put something on record, one after the other.
+
+    Args:
+        waker: Told of recordings that wait for a worker.
+    """
+
+    def __init__(self, waker: StepWaker) -> None:
+        self._messenger = Messenger(lambda audio_id: waker.wake("settle", audio_id))
+        self._waiting: deque[_Report] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._is_away = False
+        # No ThreadPoolExecutor: the interpreter waits for its threads at exit, and a locked
+        # database holds one for ``database.BUSY_TIMEOUT_S``.
+        self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
+        self._thread.start()
+
+    async def put(self, work: Work) -> bool:
+        """Have something put on record.
+
+        Args:
+            work: Called in the thread, again if the database is away. Returns the recording that
+                is on record now, if it is one.
+
+        Returns:
+            Whether it is on record. If not, the log says why, and whether it is tried further.
+        """
+        report = _Report(work)
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING or self._stopped:
+                logger.error("a report of the PBX is lost: too many wait for the database")
+                return False
+            self._waiting.append(report)
+            self._changed.notify()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await asyncio.shield(asyncio.wrap_future(report.stored))
+        except TimeoutError:
+            logger.warning(
+                "the database does not answer; a report of the PBX waits in memory",
+                extra={"num_waiting": len(self._waiting)},
+            )
+            return False
+
+    def close(self, timeout_s: float) -> bool:
+        """Let waiting reports be stored for so long, then give them up.
+
+        Returns:
+            False if the database holds the thread: it is left behind, and so must be its
+            connection.
+        """
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while self._waiting and time.monotonic() < until:
+                self._changed.wait(until - time.monotonic())
+            self._stopped = True
+            lost = len(self._waiting)
+            self._changed.notify_all()
+        if lost:
+            logger.error("reports of the PBX are lost", extra={"num_reports": lost})
+        self._thread.join(0.5)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        delay_s, longest_s = RETRY_S
+        while (report := self._next()) is not None:
+            accepted, stored = None, False
+            try:
+                accepted, stored = report.work(), True
+            except TRANSIENT as error:
+                self._note_away(type(error).__name__)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped, delay_s)
+                delay_s = min(2 * delay_s, longest_s)
+                continue
+            except Exception as error:
+                # Tried again, it would fail again; the next report is another one's.
+                logger.error("a report of the PBX failed", extra={"error": frames(error)})
+            delay_s = RETRY_S[0]
+            self._note_back()
+            with self._changed:
+                self._waiting.popleft()
+                self._changed.notify_all()
+            report.stored.set_result(stored)
+            if accepted is not None and accepted.wake:
+                self._messenger.tell(accepted.audio_id)
+
+    def _next(self) -> _Report | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopped)
+            return self._waiting[0] if self._waiting and not self._stopped else None
+
+    def _note_away(self, reason: str) -> None:
+        if not self._is_away:
+            logger.warning("database away", extra={"error": reason})
+        self._is_away = True
+
+    def _note_back(self) -> None:
+        if self._is_away:
+            logger.info("database is back", extra={"num_waiting": len(self._waiting) - 1})
+        self._is_away = False

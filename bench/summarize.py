@@ -102,6 +102,50 @@ WRITTEN = {
 }
 
 
+#: A call that we wrote, and sentences that keep its words and turn them round: denials dropped or
+#: added, and parts swapped. Written after the rules, which were not changed for them.
+TURNED_CALL = (
+    ("agent", "Helpline, good evening. What has happened?"),
+    ("caller", "My stepfather came home drunk and he slapped my sister in the kitchen."),
+    ("caller", "She did not bleed, but she is afraid and will not leave her room."),
+    ("agent", "Did he touch you as well?"),
+    ("caller", "No. He never touched me, he only shouted at me."),
+    ("agent", "Does your mother know about it?"),
+    ("caller", "I haven't told my mother, because she works at night."),
+    ("caller", "Last year my uncle took us to the hospital and nobody believed us there."),
+    ("agent", "I believe you. I cannot come to your house, but I will call the social worker."),
+    ("caller", "Please don't send the police, I am not ready to talk to them."),
+)
+TURNED = (
+    (
+        "The stepfather slapped the caller's sister in the kitchen.",
+        "The stepfather never touched the caller.",
+        "The sister is afraid and will not leave her room.",
+        "The caller has not told her mother.",
+        "The uncle took the caller to the hospital last year.",
+        "The agent will call the social worker.",
+        "The caller is not ready to talk to the police.",
+        "Nobody believed them at the hospital.",
+    ),
+    (
+        "The stepfather touched the caller.",
+        "The sister slapped the stepfather in the kitchen.",
+        "The stepfather did not slap the sister in the kitchen.",
+        "The sister bled.",
+        "The sister will leave her room.",
+        "The caller has told her mother about it.",
+        "The caller took the uncle to the hospital last year.",
+        "Everybody believed them at the hospital.",
+        "The agent will not call the social worker.",
+        "The agent can come to the house.",
+        "The caller is ready to talk to the police.",
+        "The caller wants the agent to send the police.",
+        "The caller shouted at the stepfather.",
+        "The stepfather is afraid.",
+    ),
+)
+
+
 class Local:
     """One embedder in this process."""
 
@@ -178,19 +222,34 @@ def is_faithful(claim: dict[str, Any], segments: list[dict[str, Any]]) -> bool:
     )
 
 
-def check(engine: MiniLM, sid: str, segments: list[dict[str, Any]]) -> None:
-    """Print how many true and invented sentences about a call are supported."""
+def turned_call() -> list[dict[str, Any]]:
+    segments, at = [], 0.0
+    for number, (leg, text) in enumerate(TURNED_CALL):
+        words = [{"w": w, "s": at + n, "e": at + n + 1, "p": 1} for n, w in enumerate(text.split())]
+        segments.append(segment(number, leg, words, text))
+        at += len(words)
+    return segments
+
+
+def check(
+    engine: MiniLM,
+    segments: list[dict[str, Any]],
+    written: tuple[tuple[str, ...], tuple[str, ...]],
+    kind: str = "invented",
+) -> None:
+    """Print how many true and wrong sentences about a call are supported, and which wrong ones."""
     said = sentences(segments, "en")
     transcript = Transcript(said, engine.embed([each.text for each in said]), "en", cues("en"))
-    counts = []
-    for texts in WRITTEN[sid]:
+    counts, wrong = [], list[str]()
+    for texts in written:
         vectors = engine.embed(texts)
         borne_out = [
             bool(transcript.support(text, vector).sentences)
             for text, vector in zip(texts, vectors, strict=True)
         ]
         counts.append(f"{sum(borne_out)} of {len(texts)}")
-    print(f"  check of written sentences: true {counts[0]} supported, invented {counts[1]}")
+        wrong = [text for text, is_so in zip(texts, borne_out, strict=True) if is_so]
+    print(f"  check of written sentences: true {counts[0]} supported, {kind} {counts[1]}", wrong)
 
 
 def main() -> None:
@@ -228,9 +287,11 @@ def main() -> None:
         kept = len(result["text"].split())
         print(f"{name}: {num_words} words, summary {kept}, {times[-1]:.0f} ms of CPU")
         if name.split()[0] in WRITTEN:
-            check(engines.engine, name.split()[0], segments)
+            check(engines.engine, segments, WRITTEN[name.split()[0]])
         if arguments.show:
             print(f"  {result['headline']}\n  {result['text']}")
+    print("turned round")
+    check(engines.engine, turned_call(), TURNED, "turned round")
     print(
         f"{len(calls)} calls: {num_faithful} of {num_claims} claims faithful; median "
         f"{statistics.median(times):.0f} ms, longest {max(times):.0f} ms; found: {found}"

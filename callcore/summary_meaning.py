@@ -17,9 +17,7 @@ _YES = re.compile(r"^\W*(?:yes|yeah|yep|yup|right|correct|i am|i did|he did|she 
 _NO = re.compile(r"^\W*(?:no|nope|never|not)\b", re.I)
 _PASSIVE = re.compile(r"\b(?:was|were|been|being|got|gets?|is|are)\b.*\bby\b", re.I)
 #: Who speaks and who is spoken to, where the legs tell.
-_SPEAKER = frozenset(
-    ["i", "me", "myself", "i'm", "i've", "i'll", "i'd", "we", "us", "we'll", "we've"]
-)
+_SPEAKER = frozenset({"i", "me", "myself", "i'm", "i've", "i'll", "i'd", "we", "us", "we'll"})
 _HEARER = frozenset({"you", "you're", "you've", "you'll", "you'd"})
 _FEMALE, _MALE = frozenset({"she", "her", "she's"}), frozenset({"he", "him", "he's"})
 _ANYBODY = frozenset({"they", "them", "who", "somebody", "someone"})
@@ -92,8 +90,14 @@ class Meaning:
         """Return whether what is most like a claim denies where the claim does, and only there."""
         if self._known.negations is None:
             return True
-        wanted = claim.stems - self._stems(self._known.telling - self._known.calling)
-        wanted -= self._stems(self._known.people)
+        known = self._known
+        idle = known.stopwords | (known.telling - known.calling)
+        words = [each.removesuffix("'s") for each in claim.words]
+        words = [each for each in words if each not in idle]
+        wanted = self._stems(each for each in words if each not in known.people)
+        wanted = wanted or self._stems(words)
+        if not wanted:
+            return True
         best = {True: 0, False: 0}
         for each in self._clauses:
             if each.denies is not None:

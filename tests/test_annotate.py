@@ -90,6 +90,13 @@ def test_entities_flags_categories_and_doubtful_words_are_marked() -> None:
     assert 'title="&lt;b&gt;risk.beaten&lt;/b&gt;"' in original["html"]
 
 
+def test_no_word_is_said_to_be_heard_with_no_certainty() -> None:
+    found = annotate([segment(0, "caller", 0, 2, "come home", p=[0.9, 0.001])])
+    (mark,) = found["original"]["ents"]
+    assert mark["title"] == "heard with <1% certainty"
+    assert "&lt;1%" in found["original"]["html"]
+
+
 def test_words_that_are_said_twice_are_marked_at_their_time() -> None:
     said = segment(0, "caller", 0, 8, "he beats me yes he beats me")
     words = quoted(said, "beats me")

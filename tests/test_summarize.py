@@ -397,7 +397,7 @@ def test_a_claim_that_turns_the_words_round_is_unsupported(claim: str, supported
         ("agent: Please call the police if he comes back tonight.", None),
         ("caller: I will tell my mother that the school called today.", None),
         ("agent: I will send the plumber to your flat within two days.", "within two days"),
-        ("agent: Tomorrow morning I will send the plumber.", "Tomorrow"),
+        ("agent: Tomorrow morning I will send the plumber.", "Tomorrow morning"),
         ("agent: I will send the forms by Friday.", "by Friday"),
     ],
 )

@@ -19,6 +19,7 @@ import httpx
 import jiwer
 
 from callcore import log, player, resources
+from callcore.cli import findings
 from callcore.cli.terminal import LiveView, clock
 from callcore.cli.up import is_free, prepare
 from callcore.errors import CallcoreError, ConfigError
@@ -276,6 +277,9 @@ async def _print_result(
     view.say("\nthe stored transcript:")
     for segment in segments:
         view.say(f"{clock(segment['start'])}  {segment['leg']:<7}  {segment['text']}")
+    view.say("\nwhat was found in it:")
+    for line in findings.lines(document):
+        view.say(f"  {line}")
     view.say("\nagainst the sample's script (lower case, punctuation removed):")
     for leg, truth in sample.words.items():
         heard = " ".join(segment["text"] for segment in segments if segment["leg"] == leg)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from callcore import document, intake, log, settings
 from callcore.batch_engines import batch_engines
 from callcore.calls import CallFacts, DocumentState, Media, StepState, StepStatus
+from callcore.cli import findings
 from callcore.cli.terminal import clock
 from callcore.document import current_step, error_of, progress_of, state_of
 from callcore.engine_pool import EnginePool
@@ -191,15 +192,8 @@ def _as_text(made: Mapping[str, Any]) -> Iterator[str]:
     for step in made["processing"]["steps"]:
         if step["error"] and step["status"] != StepState.DONE:
             yield f"  {step['name']}: {step['error']}"
-    summary = made["summary"] or {}
-    if summary.get("text"):
-        yield f"  Summary: {summary['text']}"
-    found = made["categories"] or {}
-    if found.get("categories"):
-        named = (f"{each['label']} ({each['score']:.2f})" for each in found["categories"][:3])
-        yield "  Categories: " + ", ".join(named)
-    if found.get("priority"):
-        yield f"  Priority: {found['priority']['level']}"
+    for line in findings.lines(made):
+        yield f"  {line}"
     for segment in made["segments"]:
         who = f"speaker {segment['speaker']}" if segment.get("speaker") else segment["leg"]
         yield f"  {clock(segment['start'])}  {who:<9}  {segment['text']}"

@@ -45,6 +45,8 @@ _WORTH = 0.7
 #: Characters of a headline, and where it is cut rather than between any words.
 _HEADLINE = 90
 _CLAUSE = re.compile(r"[,;:.!?](?=\s)|(?=\s(?:and|but|because|so|which|that|who|when|while)\s)")
+#: Where a headline can begin: not with "that", which belongs to what is before it.
+_START = re.compile(r"[,;:.!?](?=\s)|(?=\s(?:and|but|because|so)\s)")
 #: Share of the best caller's sentence that an earlier one must be worth to be what it is about.
 _CONCERN = 0.9
 #: Mean certainty of the words below which a summary carries a caution.
@@ -257,7 +259,7 @@ def _headline(reason: Found) -> str:
     text, (first, last) = reason.sentences[0].text, reason.point
     if last <= _HEADLINE * 2 // 3:
         return _cut(text)
-    begin = max((m.end() for m in _CLAUSE.finditer(text, 0, first)), default=0)
+    begin = max((m.end() for m in _START.finditer(text, 0, first)), default=0)
     return _cut(text[begin:].lstrip(), "… " if begin else "")
 
 

@@ -13,6 +13,7 @@ import pytest
 from callcore.cli import process
 from callcore.errors import CallcoreError
 from tests.support.recordings import make_settings, write_wav
+from tests.support.signals import as_from_a_shell
 
 _HOLD = """
 import pathlib, sys, time
@@ -29,15 +30,9 @@ except KeyboardInterrupt:
 """
 
 
-def _as_from_a_shell() -> None:
-    """Heed the signals that a test run in the background, or under nohup, ignores."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @contextlib.contextmanager
 def holding(
-    tmp_path: Path, prepare: Callable[[], None] = _as_from_a_shell
+    tmp_path: Path, prepare: Callable[[], None] = as_from_a_shell
 ) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", _HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=prepare) as run:

@@ -14,6 +14,7 @@ import pytest
 
 from callcore.storage import Storage
 from tests.support.require import missing
+from tests.support.signals import as_from_a_shell
 from tests.support.site import MODELS
 from tests.support.speech import clip, error_rates
 
@@ -113,7 +114,11 @@ def test_an_interrupted_run_leaves_nothing_behind(environ: dict[str, str], tmp_p
     said = clip(tmp_path, "helpline-distress", 14)
     command = [sys.executable, "-m", "callcore.cli", "process", str(said.path)]
     with subprocess.Popen(
-        command, env={**environ, "CALLCORE_LOG_LEVEL": "DEBUG"}, stderr=subprocess.PIPE, text=True
+        command,
+        env={**environ, "CALLCORE_LOG_LEVEL": "DEBUG"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_from_a_shell,
     ) as run:
         assert run.stderr is not None
         for line in run.stderr:

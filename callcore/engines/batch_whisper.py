@@ -45,7 +45,7 @@ _PARAMETERS: dict[str, Any] = {
         # Stretches of speech are joined before they are decoded, with some of the line's own
         # silence around each: with none, words slip into the next turn; more costs windows.
         "min_silence_duration_ms": 2000,
-        "speech_pad_ms": 400,
+        "speech_pad_ms": 700,
     },
 }
 

@@ -468,8 +468,9 @@ class Chain:
 
     def _announce(self, claim: Claim, outcome: Outcome) -> None:
         """Publish how a step ended and wake what follows; both may fail without harm."""
+        backfill = bool(outcome.released) and self._backfill.concerns(claim.audio_id)
         for step in outcome.released:
-            self._waker.wake(step, claim.audio_id, self._backfill.concerns(claim.audio_id))
+            self._waker.wake(step, claim.audio_id, backfill)
         if outcome.state == StepState.DONE:
             self._publish(claim, "step.finished", ms=outcome.ms)
         elif outcome.state == StepState.FAILED:

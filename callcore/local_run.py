@@ -20,11 +20,13 @@ from callcore.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+#: Recordings that are looked at: a look costs queries for each, and there may be thousands.
+_AHEAD = 16
 #: Steps that run side by side; most wait for their engine's process.
 _THREADS = 4
 #: Seconds between two looks at the ledger, unless a step ends before.
 _LOOK_S = 0.25
-#: Seconds for which nothing may happen before the run gives up: a full disk, a host that is away.
+#: Seconds for which nothing may happen before recordings are given up: a full disk, a host away.
 _PATIENCE_S = 120.0
 
 
@@ -71,8 +73,8 @@ class LocalRun:
 
         Args:
             audio_ids: The recordings; those that come first are begun first.
-            look: Called again and again with the steps of each recording that is not over, and
-                once more when it is.
+            look: Called again and again with the steps of the first recordings that are not over,
+                and once more when they are.
         """
         open_ids = list(dict.fromkeys(audio_ids))
         running: dict[tuple[str, str], Future[None]] = {}
@@ -82,16 +84,17 @@ class LocalRun:
             try:
                 while open_ids:
                     self._changed.clear()
-                    steps = {each: self._of_chain(each) for each in open_ids}
+                    steps = {each: self._of_chain(each) for each in open_ids[:_AHEAD]}
                     look(steps)
                     running = {key: each for key, each in running.items() if not each.done()}
-                    for audio_id in open_ids:
-                        self._begin(pool, running, audio_id, steps[audio_id])
-                    open_ids = [each for each in open_ids if not is_over(steps[each])]
+                    for audio_id, its in steps.items():
+                        self._begin(pool, running, audio_id, its)
+                    done = {each for each, its in steps.items() if is_over(its)}
                     if _moves(before, steps):
                         moved_at = time.monotonic()
                     elif time.monotonic() - moved_at > _PATIENCE_S:
-                        return
+                        done, moved_at = set(steps), time.monotonic()
+                    open_ids = [each for each in open_ids if each not in done]
                     before = steps
                     self._changed.wait(_LOOK_S)
             except BaseException:

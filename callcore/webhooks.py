@@ -62,12 +62,6 @@ class Webhooks:
         """Close the connections."""
         self._client.close()
 
-    def test(self) -> str:
-        """Note a test message to every endpoint; the workers send it. Return its id."""
-        moment = self._storage.clock()
-        with self._storage.database.transaction():
-            return outbox.note(self._storage.database, TEST, moment.isoformat(), _TEST, moment)
-
     def send_test(self) -> dict[str, str | None]:
         """Send a test message to every endpoint now; return what was wrong, by endpoint."""
         database, moment = self._storage.database, self._storage.clock()
@@ -86,28 +80,10 @@ class Webhooks:
                 wrong[endpoint] = self._send(row)
         return wrong
 
-    def log(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Return the newest deliveries, newest first, without what they said."""
-        return [
-            {
-                "message_id": row["message_id"],
-                "endpoint": row["endpoint"],
-                "type": row["type"],
-                "state": row["state"],
-                "attempts": row["attempts"],
-                "created_at": iso(row["created_at"]),
-                "next_at": iso(row["due"]) if row["state"] == outbox.PENDING else None,
-                "ended_at": iso(row["ended_at"]),
-                "http_status": row["http_status"],
-                "error": row["error"],
-            }
-            for row in outbox.log(self._storage.database, limit)
-        ]
-
     def sweep(self) -> int:
         """Send what is due; return how many messages were sent, well or not."""
         database, moment = self._storage.database, self._storage.clock()
-        if not outbox.has_work(database, moment):
+        if not outbox.has_work(database, self._urls, moment):
             return 0
         with database.transaction():
             outbox.fan_out(database, self._wanted, moment)
@@ -174,6 +150,32 @@ class Webhooks:
         with database.transaction():
             outbox.close(database, row, state, self._storage.clock(), status, error)
         return error
+
+
+def note_test(storage: Storage) -> str:
+    """Note a test message to every endpoint; the workers send it. Return its id."""
+    moment = storage.clock()
+    with storage.database.transaction():
+        return outbox.note(storage.database, TEST, moment.isoformat(), _TEST, moment)
+
+
+def deliveries(storage: Storage, limit: int = 100) -> list[dict[str, Any]]:
+    """Return the newest deliveries, newest first, without what they said."""
+    return [
+        {
+            "message_id": row["message_id"],
+            "endpoint": row["endpoint"],
+            "type": row["type"],
+            "state": row["state"],
+            "attempts": row["attempts"],
+            "created_at": iso(row["created_at"]),
+            "next_at": iso(row["due"]) if row["state"] == outbox.PENDING else None,
+            "ended_at": iso(row["ended_at"]),
+            "http_status": row["http_status"],
+            "error": row["error"],
+        }
+        for row in outbox.log(storage.database, limit)
+    ]
 
 
 def endpoint_of(url: str) -> str:

@@ -19,7 +19,7 @@ from callcore.cli.webhooks import run
 from callcore.errors import ConfigError
 from callcore.settings import Settings
 from callcore.storage import Storage, outbox
-from callcore.webhooks import KEEP_DAYS, RETRIES_S, TEST, Webhooks
+from callcore.webhooks import KEEP_DAYS, RETRIES_S, TEST, Webhooks, deliveries, note_test
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.recordings import make_settings
 
@@ -97,7 +97,7 @@ def test_a_message_is_signed_as_the_specification_says(
     assert message["type"] == "analysis.ready"
     assert message["data"] == {"audio_id": "a"}
     assert receiver.got[0][0]["webhook-id"] == message_id
-    [row] = webhooks.log()
+    [row] = deliveries(webhooks._storage)
     assert (row["state"], row["attempts"], row["http_status"]) == ("delivered", 1, 204)
     assert webhooks.sweep() == 0
 
@@ -122,7 +122,7 @@ def test_a_failed_delivery_is_tried_on_the_schedule_and_then_given_up(
         assert webhooks.sweep() == 0
         clock.move(1)
         assert webhooks.sweep() == 1
-    [row] = webhooks.log()
+    [row] = deliveries(webhooks._storage)
     assert (row["state"], row["attempts"], row["http_status"]) == ("failed", 10, 500)
     ids = {headers["webhook-id"] for headers, _ in receiver.got}
     assert len(ids) == 1
@@ -138,10 +138,10 @@ def test_anything_but_success_is_tried_again(
     receiver.headers = {"location": "http://169.254.169.254/"}
     note(storage)
     webhooks.sweep()
-    assert webhooks.log()[0]["error"] == f"it answered {answer}"
+    assert deliveries(webhooks._storage)[0]["error"] == f"it answered {answer}"
     clock.move(5)
     webhooks.sweep()
-    assert webhooks.log()[0]["state"] == "delivered"
+    assert deliveries(webhooks._storage)[0]["state"] == "delivered"
     assert len(receiver.got) == 2
 
 
@@ -151,7 +151,7 @@ def test_an_endpoint_that_is_gone_is_not_asked_again(
     receiver.answers = [410]
     note(storage)
     webhooks.sweep()
-    assert webhooks.log()[0]["state"] == "failed"
+    assert deliveries(webhooks._storage)[0]["state"] == "failed"
 
 
 def test_one_endpoint_that_is_away_keeps_nothing_from_the_other(
@@ -162,7 +162,7 @@ def test_one_endpoint_that_is_away_keeps_nothing_from_the_other(
     note(storage)
     webhooks.sweep()
     assert len(receiver.got) == 1
-    states = {row["state"]: row["error"] for row in webhooks.log()}
+    states = {row["state"]: row["error"] for row in deliveries(webhooks._storage)}
     assert states == {"delivered": None, "pending": "no answer (ConnectError)"}
     webhooks.close()
 
@@ -186,7 +186,7 @@ def test_a_delivery_whose_sender_died_is_sent_by_another(
     assert webhooks.sweep() == 0
     clock.move(61)
     assert webhooks.sweep() == 1
-    assert webhooks.log()[0]["attempts"] == 2
+    assert deliveries(webhooks._storage)[0]["attempts"] == 2
 
 
 def test_only_the_events_that_are_wanted_are_sent_and_a_test_always_is(
@@ -196,7 +196,7 @@ def test_only_the_events_that_are_wanted_are_sent_and_a_test_always_is(
     webhooks = Webhooks(storage, site(tmp_path, receiver.url, webhook_events="flag.raised"))
     note(storage, "analysis.ready")
     note(storage, "flag.raised")
-    webhooks.test()
+    note_test(storage)
     webhooks.sweep()
     assert {each["type"] for each in receiver.messages()} == {"flag.raised", TEST}
     webhooks.close()
@@ -208,12 +208,12 @@ def test_without_endpoints_nothing_is_kept_for_long(
     webhooks = Webhooks(storage, make_settings(tmp_path))
     note(storage)
     assert webhooks.sweep() == 0
-    assert webhooks.log() == []
+    assert deliveries(webhooks._storage) == []
     clock.move(86_400 * (KEEP_DAYS + 1))
     note(storage, key="b")
     webhooks.sweep()
     with storage.database.transaction():
-        assert not outbox.has_work(storage.database, clock.moment + timedelta(days=1))
+        assert not outbox.has_work(storage.database, [], clock.moment + timedelta(days=1))
     webhooks.close()
 
 
@@ -223,7 +223,7 @@ def test_neither_the_log_nor_an_error_repeats_the_url(
     receiver.answers = [410]
     note(storage)
     webhooks.sweep()
-    assert "4711" not in json.dumps(webhooks.log()) + caplog.text
+    assert "4711" not in json.dumps(deliveries(webhooks._storage)) + caplog.text
 
 
 def test_the_end_of_a_call_is_told(
@@ -278,7 +278,7 @@ def test_the_test_touches_nothing_but_its_own_message(
     other = Webhooks(storage, site(tmp_path, f"{receiver.url}-other"))
     assert list(other.send_test().values()) == [None]
     other.close()
-    states = {(row["type"], row["state"]) for row in webhooks.log()}
+    states = {(row["type"], row["state"]) for row in deliveries(webhooks._storage)}
     assert states == {(TEST, "delivered"), ("analysis.ready", "pending")}
     webhooks.sweep()
     assert len(receiver.got) == 3  # the second note came to where it belongs

@@ -1,17 +1,15 @@
 """The API of the analysis: run it again, correct it, and what is told of it outside."""
 
-from contextlib import closing
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from callcore import reruns, taxonomies
+from callcore import reruns, taxonomies, webhooks
 from callcore.calls import Correction
 from callcore.errors import ConfigError
 from callcore.taxonomies import Taxonomy
-from callcore.webhooks import Webhooks
 from web import api_types as types
 from web.answers import ApiError
 from web.api_bodies import json_object, optional_json_object, require_storable, typed
@@ -99,8 +97,7 @@ async def deliveries(request: Request) -> Response:
 
 
 def _deliveries(site: Site) -> dict[str, Any]:
-    with closing(Webhooks(site.storage, site.settings)) as webhooks:
-        return {"deliveries": webhooks.log()}
+    return {"deliveries": webhooks.deliveries(site.storage)}
 
 
 async def test_webhooks(request: Request) -> Response:
@@ -111,5 +108,4 @@ async def test_webhooks(request: Request) -> Response:
 def _test_webhooks(site: Site) -> dict[str, Any]:
     if not site.settings.webhook_urls:
         raise ApiError(409, "no-endpoints", "no endpoint is set (CALLCORE_WEBHOOK_URLS)")
-    with closing(Webhooks(site.storage, site.settings)) as webhooks:
-        return {"message_id": webhooks.test()}
+    return {"message_id": webhooks.note_test(site.storage)}

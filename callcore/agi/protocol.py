@@ -96,11 +96,6 @@ class Reply:
     more: str = ""
     """Whatever else the reply says."""
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the command was carried out."""
-        return self.code == 200
-
     def __repr__(self) -> str:
         """Return the kind, not the value."""
         return f"Reply(code={self.code}, data={'yes' if self.data is not None else 'no'})"

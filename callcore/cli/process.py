@@ -26,7 +26,7 @@ from callcore.cli.terminal import clock
 from callcore.document import current_step, error_of, progress_of, state_of
 from callcore.engine_pool import EnginePool
 from callcore.errors import ConfigError, Refused
-from callcore.local_run import LocalRun
+from callcore.local_run import LocalRun, is_over
 from callcore.settings import Settings
 from callcore.storage import Storage
 
@@ -167,7 +167,7 @@ class _Printer:
         self._over: set[str] = set()
 
     def print_done(self, steps: Mapping[str, Sequence[StepStatus]]) -> None:
-        self._over |= {each for each, its in steps.items() if all(s.status.is_over for s in its)}
+        self._over |= {each for each, its in steps.items() if is_over(its)}
         while self._order and self._order[0] in self._over:
             self._print(self._order.pop(0))
 
@@ -228,7 +228,7 @@ class _Progress:
     def show(self, steps: Mapping[str, Sequence[StepStatus]]) -> None:
         """Show where each recording stands."""
         for audio_id, its in steps.items():
-            if all(step.status.is_over for step in its):
+            if is_over(its):
                 self._finish(audio_id, its)
             elif self._out.isatty() and any(step.started_at for step in its):
                 self._move(audio_id, its)

@@ -5,7 +5,7 @@ nothing is told that was rolled back, and nothing is forgotten when a process di
 """
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -58,10 +58,11 @@ def fan_out(db: Database, endpoints: Mapping[str, frozenset[str]], moment: datet
     return len(notes)
 
 
-def has_work(db: Database, moment: datetime) -> bool:
-    """Tell whether there is a note, or a delivery that is due."""
+def has_work(db: Database, endpoints: Iterable[str], moment: datetime) -> bool:
+    """Tell whether there is a note, or a delivery that is due at one of the endpoints."""
     model = tables.Delivery
     due = (model.state == PENDING) & (model.due <= moment)
+    due &= model.endpoint.in_([NOBODY_YET, *endpoints])
     return db.first(model.select(model.message_id).where(due)) is not None
 
 

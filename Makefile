@@ -14,7 +14,7 @@ LOCK := build/lock/bin/uv pip compile --no-config --system-certs --universal --p
 	--fork-strategy fewest --generate-hashes --extra postgres --custom-compile-command 'make lock' \
 	--quiet $(LOCKFLAGS)
 
-.PHONY: help demo run test check nightly models lock clean
+.PHONY: help demo run test check nightly models asterisk lock clean
 
 help:  ## Show this help
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -28,8 +28,11 @@ run: .venv/runtime.stamp  ## Start every process, ready for an Asterisk (callcor
 models: .venv/runtime.stamp  ## Download and verify the models that the settings use
 	@callcore models pull
 
-test: .venv/dev.stamp models  ## Set up what is missing, then make check
+test: .venv/dev.stamp models asterisk  ## Set up what is missing, then make check
 	@$(MAKE) --no-print-directory check
+
+asterisk:  ## Unpack an Asterisk for the tests, below ~/.cache (without it they skip, in CI they fail)
+	@tools/install-asterisk || test "$$CI" != true
 
 check:  ## Formatting, lint, types, import contracts and all tests
 	ruff format --check .

@@ -34,6 +34,18 @@ class RecordingState(StrEnum):
     REFUSED = "refused"
 
 
+class Disposition(StrEnum):
+    """How a call went, as far as people are concerned."""
+
+    ANSWERED = "answered"
+    NO_ANSWER = "no-answer"
+    BUSY = "busy"
+    ABANDONED = "abandoned"
+    """The caller hung up before anybody answered, in a queue or while it rang."""
+    FAILED = "failed"
+    """The other side could not be reached."""
+
+
 class StepState(StrEnum):
     """Where one step of one recording stands."""
 
@@ -93,6 +105,15 @@ class CallFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """What the PBX says of a call that is over; None where it does not say."""
+
+    disposition: Disposition | None = None
+    answered_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Leg:
     """One party's side of a call: one AudioSocket connection."""
 
@@ -110,6 +131,10 @@ class Leg:
     """Seconds from the start of the call to the leg's first sample."""
     reason: str | None = None
     """Why the leg ended or was refused."""
+    right_uuid: str | None = None
+    """The leg that is the right channel of this one's stream; None: the stream has one channel."""
+    no_text: str | None = None
+    """Why the leg has no live text, for people; None: nothing kept it from having some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +150,10 @@ class Call:
     reason: str | None
     facts: CallFacts
     legs: tuple[Leg, ...] = ()
+    disposition: Disposition | None = None
+    answered_at: datetime | None = None
+    consent: str | None = None
+    """``no``: the caller refused analysis; None: nobody asked."""
 
     @property
     def duration_s(self) -> float | None:

@@ -15,6 +15,7 @@ CallcoreError
 │   ├── MissingInput                 a result that the step needs is not there
 │   └── Fenced                       another worker took the step over: this one's work is void
 ├── SchemaError(what)                a result is not what the published schema says
+├── AmiError(code)                  Asterisk's manager interface failed us
 ├── NotFound                         no such call, leg, recording or task
 └── Refused(code)                    intake or a registration said no, with the reason
 """
@@ -148,6 +149,21 @@ class SchemaError(CallcoreError):
     def __init__(self, what: str, message: str) -> None:
         super().__init__(f"{what} breaks the schema: {message}")
         self.what = what
+
+
+class AmiError(CallcoreError):
+    """Asterisk's manager interface did not do what it was asked.
+
+    Args:
+        code: ``unreachable``, ``not-ami``, ``login``, ``refused``, ``timeout`` or ``closed``.
+        message: Why, for people.
+        output: What a command printed before it failed.
+    """
+
+    def __init__(self, code: str, message: str, output: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.output = output or []
 
 
 class NotFound(CallcoreError):

@@ -294,6 +294,30 @@ FIELDS: tuple[Field, ...] = (
         "127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fd00::/8",
         "Networks that FastAGI requests may come from.",
     ),
+    Field(
+        "pbx_spool_dir",
+        _text,
+        "",
+        "CALLCORE_SPOOL_DIR as Asterisk names it, where that is another path.",
+    ),
+    Field(
+        "ami_address",
+        parse_address,
+        "127.0.0.1:5038",
+        "Asterisk's manager interface, for `callcore doctor`.",
+    ),
+    Field(
+        "ami_user", _text, "", "Manager user of `callcore doctor`; empty: Asterisk is not asked."
+    ),
+    Field("ami_secret", _text, "", "Secret of that user.", secret=True),
+    Field(
+        "consent_key",
+        _text,
+        "",
+        "Secret of the hashes of numbers that refused analysis; the same on all machines.",
+        "<state>/consent.key",
+        secret=True,
+    ),
     Field("web_bind", parse_address, "127.0.0.1:8000", "Where pages, API and events are served."),
     Field(
         "token",
@@ -412,6 +436,12 @@ FIELDS: tuple[Field, ...] = (
         lambda values: str(max(1, (os.cpu_count() or 2) - 1)),
         "Decoding threads of the live inference process.",
         "cores - 1",
+    ),
+    Field(
+        "live_max_load",
+        _number(0.1, 100.0),
+        "0.9",
+        "Predicted share of decoding time above which new legs get no live text, only recordings.",
     ),
     Field(
         "speech_detector",
@@ -592,6 +622,11 @@ class Settings:
     audiosocket_bind: Address
     agi_bind: Address
     agi_peers: tuple[Network, ...]
+    pbx_spool_dir: str
+    ami_address: Address
+    ami_user: str
+    ami_secret: str
+    consent_key: str
     web_bind: Address
     token: str
     hook_secrets: tuple[str, ...]
@@ -615,6 +650,7 @@ class Settings:
     live_model_multilingual: str
     model: str
     live_threads: int
+    live_max_load: float
     speech_detector: str
     live_transcriber: str
     transcriber: str

@@ -75,6 +75,10 @@ class Call(Model):
     queue = TextField(null=True)
     direction = TextField(null=True)
     language = TextField(null=True)
+    disposition = TextField(null=True)
+    answered_at = MomentField(null=True)
+    consent = TextField(null=True)
+    """``no``: the caller refused analysis; null: nobody asked."""
 
     class Meta:
         table_name = "calls"
@@ -121,6 +125,10 @@ class Leg(Model):
     offset_s = DoubleField()
     reason = TextField(null=True)
     capture_path = TextField(null=True)
+    right_uuid = TextField(null=True)
+    """The leg that is the right channel of this one's stream; null: the stream has one channel."""
+    no_text = TextField(null=True)
+    """Why the leg has no live text; null: it has, or nothing kept it from having some."""
 
     class Meta:
         table_name = "legs"
@@ -323,6 +331,16 @@ class Correction(Model):
         indexes = ((("taxonomy", "category"), False),)
 
 
+class OptOut(Model):
+    """The number of somebody who refused analysis, as ``consent`` hashes it."""
+
+    number_hash = TextField(primary_key=True)
+    made_at = MomentField()
+
+    class Meta:
+        table_name = "opt_outs"
+
+
 #: Every table, parents first.
 ALL: tuple[type[Model], ...] = (
     Call,
@@ -340,4 +358,5 @@ ALL: tuple[type[Model], ...] = (
     SpoolFile,
     Delivery,
     Correction,
+    OptOut,
 )

@@ -21,6 +21,8 @@ from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.postgres import shared
 
+MIGRATIONS = ["0001_initial", "0002_post_call", "0003_asterisk"]
+
 __all__ = ["clock", "database_url", "storage"]
 
 
@@ -83,7 +85,7 @@ class TestSchema:
         storage = Storage(database_url)
         with pytest.raises(CallcoreError, match="run `callcore migrate`"):
             storage.check_migrated()
-        assert storage.migrate() == ["0001_initial", "0002_post_call"]
+        assert storage.migrate() == MIGRATIONS
         storage.check_migrated()
         assert storage.migrate() == []
         storage.close()
@@ -92,7 +94,7 @@ class TestSchema:
         storages = [Storage(database_url) for _ in range(4)]
         with ThreadPoolExecutor(4) as pool:
             applied = list(pool.map(Storage.migrate, storages))
-        assert sorted(applied) == [[], [], [], ["0001_initial", "0002_post_call"]]
+        assert sorted(applied) == [[], [], [], MIGRATIONS]
         for each in storages:
             each.close()
 

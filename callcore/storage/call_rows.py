@@ -7,7 +7,7 @@ from typing import Any
 from peewee import JOIN
 
 from callcore import tables
-from callcore.calls import Call, CallFacts, CallState, Leg, LegState, iso, session_id
+from callcore.calls import Call, CallFacts, CallState, Disposition, Leg, LegState, iso, session_id
 from callcore.database import Database, Row
 from callcore.errors import NotFound, Refused
 from callcore.results import Segment, Word
@@ -208,6 +208,9 @@ def _call_of(row: Row, legs: Iterable[Leg]) -> Call:
         reason=row["reason"],
         facts=CallFacts(call_id=row["call_id"], started_at=started_at, **known),
         legs=tuple(legs),
+        disposition=Disposition(row["disposition"]) if row["disposition"] else None,
+        answered_at=row["answered_at"],
+        consent=row["consent"],
     )
 
 
@@ -224,6 +227,8 @@ def leg_of(row: Row) -> Leg:
         ended_at=row["ended_at"],
         offset_s=row["offset_s"],
         reason=row["reason"],
+        right_uuid=row["right_uuid"],
+        no_text=row["no_text"],
     )
 
 

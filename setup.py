@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-BUNDLED = ("Procfile", "migrations", "dialplan", "samples")
+BUNDLED = ("Procfile", "migrations", "dialplan", "deploy", "samples")
 
 
 class build_py_with_bundle(build_py):

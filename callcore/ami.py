@@ -16,13 +16,14 @@ Blocking: not for an event loop.
 import itertools
 import socket
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from callcore.errors import AmiError, LocalProtocolError
 from callcore.settings import Address
 
-#: Longest message in bytes: a line is shorter than 1 KB, an Output has a few hundred of them.
+#: Longest message in bytes: a line is shorter than 1 KB, an Output has some hundreds of them.
 MAX_MESSAGE = 1 << 20
 #: Events that are kept for ``wait_for``.
 _MAX_EVENTS = 10_000
@@ -54,6 +55,8 @@ class Ami:
         events: str = "off",
     ) -> None:
         self._timeout_s = timeout_s
+        # An event tells the action that it answers to every session, so it must not be another's.
+        self._name = uuid.uuid4().hex
         self._numbers = itertools.count(1)
         self._unread = b""
         self._events: deque[Message] = deque(maxlen=_MAX_EVENTS)
@@ -63,7 +66,7 @@ class Ami:
             reason = error.strerror or "timed out"
             raise AmiError("unreachable", f"nothing answers on {address} ({reason})") from None
         try:
-            greeting = self._line(time.monotonic() + timeout_s)
+            greeting = self._until(b"\r\n", time.monotonic() + timeout_s)
             if not greeting.startswith("Asterisk Call Manager"):
                 raise AmiError("not-ami", f"{address} is not Asterisk's manager interface")
             try:
@@ -88,6 +91,8 @@ class Ami:
 
     def action(self, name: str, /, **headers: str | Sequence[str]) -> dict[str, str]:
         """Do something and return the reply's headers; the last one where a header comes twice.
+
+        Its ``ActionID`` is that of the events which the action leads to.
 
         Args:
             name: The action, e.g. ``Originate``.
@@ -151,7 +156,7 @@ class Ami:
                 self._events.append(message)
 
     def _asked(self, name: str, headers: Mapping[str, str | Sequence[str]]) -> Message:
-        number = str(next(self._numbers))
+        number = f"{self._name}-{next(self._numbers)}"
         lines = [("Action", name), ("ActionID", number)]
         for key, value in headers.items():
             lines += [(key, text) for text in ([value] if isinstance(value, str) else value)]
@@ -168,7 +173,7 @@ class Ami:
             message = self._message(deadline)
             if "Event" in message:
                 self._events.append(message)
-            elif message.get("ActionID", [number]) == [number]:
+            elif "Response" in message and message.get("ActionID", [number]) == [number]:
                 break
         if message.get("Response") == ["Error"]:
             said = message.get("Message", ["no reason"])[-1]
@@ -176,30 +181,37 @@ class Ami:
         return message
 
     def _message(self, deadline: float) -> Message:
+        # A whole message or none: what has come of one when time is over waits for the next call.
+        text = self._until(b"\r\n\r\n", deadline)
         message: Message = {}
-        size = 0
-        while line := self._line(deadline):
-            size += len(line)
-            if size > MAX_MESSAGE:
-                raise AmiError("not-ami", "the manager interface sent too long a message")
+        for line in text.split("\r\n"):
             key, _, value = line.partition(":")
             message.setdefault(key.strip(), []).append(value.strip())
         return message
 
-    def _line(self, deadline: float) -> str:
-        while b"\n" not in self._unread:
-            left_s = deadline - time.monotonic()
-            try:
-                if left_s <= 0:
-                    raise TimeoutError
-                self._socket.settimeout(left_s)
-                data = self._socket.recv(65536)
-            except TimeoutError:
-                raise AmiError("timeout", "Asterisk did not answer in time") from None
-            except OSError as error:
-                raise AmiError("closed", "Asterisk closed the manager connection") from error
-            if not data or len(self._unread) > MAX_MESSAGE:
-                raise AmiError("closed", "Asterisk closed the manager connection")
-            self._unread += data
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode("utf-8", "replace").rstrip("\r")
+    def _until(self, end: bytes, deadline: float) -> str:
+        """Return what comes before ``end``, and drop both."""
+        looked_at = 0
+        while (position := self._unread.find(end, max(0, looked_at - len(end)))) < 0:
+            looked_at = len(self._unread)
+            if looked_at > MAX_MESSAGE:
+                raise AmiError("not-ami", "the manager interface sent too long a message")
+            self._unread += self._received(deadline)
+        text = self._unread[:position].decode("utf-8", "replace")
+        self._unread = self._unread[position + len(end) :]
+        return text
+
+    def _received(self, deadline: float) -> bytes:
+        left_s = deadline - time.monotonic()
+        try:
+            if left_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
+            data = self._socket.recv(65536)
+        except TimeoutError:
+            raise AmiError("timeout", "Asterisk did not answer in time") from None
+        except OSError as error:
+            raise AmiError("closed", "Asterisk closed the manager connection") from error
+        if not data:
+            raise AmiError("closed", "Asterisk closed the manager connection")
+        return data

@@ -90,6 +90,9 @@ MAX_OTHERS: Final = 200
 #: no clock here; audio itself cannot run far ahead of the clock (``session.MAX_AHEAD_S``).
 BYTES_PER_OTHER: Final = 160
 
+#: The UUID of a stream that is none: it only asks whether somebody answers.
+PROBE_UUID: Final = str(uuid.UUID(int=0))
+
 #: Milliseconds of one frame as Asterisk sends and expects it.
 FRAME_MS: Final = 20
 

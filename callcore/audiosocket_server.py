@@ -10,6 +10,8 @@ never stops reading a socket: a short write on Asterisk's side ends the caller's
 * a closed or half-closed connection lets the dialplan go on; a reset ends the call. So a stream
   that is not wanted is half-closed and drained, never reset while it sends;
 * connections without a UUID: a channel that was not answered connects and closes.
+
+A stream whose UUID is all zeros is a probe (``callcore doctor``): it is answered and is no leg.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from typing import Any, cast
 
 from callcore.audiosocket import (
     NEED_DATA,
+    PROBE_UUID,
     Audio,
     Connection,
     Dtmf,
@@ -50,6 +53,8 @@ UUID_TIMEOUT_S = 2.0
 KEEPALIVE_S = 1.0
 #: Seconds in which a peer may close after we have closed our half.
 FAREWELL_S = 2.0
+#: Seconds after which a probe that does not hang up is dropped.
+PROBE_S = 10.0
 #: Seconds that legs get for their last words once they are ended. With the drain, the farewell and
 #: the publisher's last events that must stay under the 30 s of ``supervisor.STOP_TIMEOUT_S``.
 SEAL_S = 10.0
@@ -287,6 +292,11 @@ class Peer(asyncio.Protocol):
         self._transport.abort()
 
     def _open(self, leg_uuid: str, at: float) -> None:
+        if leg_uuid == PROBE_UUID:
+            self._send_silence(at)
+            self._ended("probe")
+            self._due_at = at + PROBE_S
+            return
         try:
             self._leg = self._server.calls.open_leg(leg_uuid, at, self.dismiss)
         except Refused as error:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import redis
@@ -34,6 +35,8 @@ EXPIRE_S = 24 * 3600
 START = "0-0"
 
 _PARTIAL = "transcript.partial"
+#: Entries of the lobby that are read at once to find those of one call.
+_PAGE = 1000
 
 
 def room(call_id: str) -> str:
@@ -54,6 +57,17 @@ class EventBus(Protocol):
         """Publish the events in their order, or raise and publish none of them."""
 
 
+class Rooms(EventBus, Protocol):
+    """Where events are published until they are forgotten."""
+
+    def forget(self, call_ids: Sequence[str]) -> None:
+        """Delete what was published about a call.
+
+        Args:
+            call_ids: Every id by which it is or was known.
+        """
+
+
 class MemoryBus:
     """Keeps the events in a list: for tests, and for commands without pages."""
 
@@ -66,6 +80,11 @@ class MemoryBus:
         """Append the events."""
         with self._lock:
             self.events.extend(events)
+
+    def forget(self, call_ids: Sequence[str]) -> None:
+        """Drop the events of a call."""
+        with self._lock:
+            self.events[:] = [each for each in self.events if each.call_id not in call_ids]
 
 
 class RedisBus:
@@ -110,6 +129,27 @@ class RedisBus:
             self._transaction(events, token)
             self._doubtful = None
 
+    def forget(self, call_ids: Sequence[str]) -> None:
+        """Empty the call's room and take it out of the lobby.
+
+        An emptied stream goes on counting its ids, so that whoever follows it misses nothing that
+        comes after.
+
+        Raises:
+            redis.RedisError: If the broker is away or refuses writes.
+        """
+        with self._lock:
+            for call_id in call_ids:
+                self._client.xtrim(room(call_id), maxlen=0, approximate=False)
+            first = "-"
+            entries: Any = self._client.xrange(LOBBY, first, count=_PAGE)
+            while entries:
+                gone = [key for key, entry in entries if _call_of(entry) in call_ids]
+                if gone:
+                    self._client.xdel(LOBBY, *gone)
+                first = f"({entries[-1][0].decode()}"
+                entries = self._client.xrange(LOBBY, first, count=_PAGE)
+
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -133,6 +173,17 @@ class RedisBus:
             pipe.execute()
 
 
+def _call_of(entry: dict[bytes, bytes]) -> str:
+    return str(json.loads(entry[b"event"])["call_id"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """In the place of an event: what was published of this call goes."""
+
+    call_ids: tuple[str, ...]
+
+
 class Publisher:
     """A thread with a bounded queue in front of a bus.
 
@@ -149,11 +200,11 @@ class Publisher:
 
     _BATCH = 200
 
-    def __init__(self, bus: EventBus, *, max_events: int = 10_000, retry_s: float = 0.2) -> None:
+    def __init__(self, bus: Rooms, *, max_events: int = 10_000, retry_s: float = 0.2) -> None:
         self._bus = bus
         self._max_events = max_events
         self._retry_s = retry_s
-        self._waiting: OrderedDict[int, Event] = OrderedDict()
+        self._waiting: OrderedDict[int, Event | _Forget] = OrderedDict()
         self._partials: deque[int] = deque()
         self._next = 0
         self._changed = threading.Condition()
@@ -180,6 +231,19 @@ class Publisher:
                 self._drop_one()
             self._changed.notify()
 
+    def forget(self, *call_ids: str) -> None:
+        """Have everything deleted that was published of a call, and publish nothing that waits.
+
+        What is put after that is published after that.
+        """
+        with self._changed:
+            for key, event in tuple(self._waiting.items()):
+                if isinstance(event, Event) and event.call_id in call_ids:
+                    del self._waiting[key]
+            self._waiting[self._next] = _Forget(call_ids)
+            self._next += 1
+            self._changed.notify()
+
     def close(self, timeout_s: float = 5) -> None:
         """Publish what waits, for at most ``timeout_s``; then count the rest as lost."""
         with self._changed:
@@ -191,7 +255,7 @@ class Publisher:
         self._thread.join(timeout_s + 1)
         with self._changed:
             if self._waiting:
-                self.lost += len(self._waiting)
+                self.lost += sum(isinstance(each, Event) for each in self._waiting.values())
                 self._waiting.clear()
             if self.lost:
                 logger.warning("events lost", extra={"lost": self.lost})
@@ -201,32 +265,46 @@ class Publisher:
             if self._waiting.pop(self._partials.popleft(), None):
                 self.dropped_partials += 1
                 return
-        self._waiting.popitem(last=False)
-        self.lost += 1
+        oldest = next((key for key, each in self._waiting.items() if isinstance(each, Event)), None)
+        if oldest is not None:
+            del self._waiting[oldest]
+            self.lost += 1
 
     def _run(self) -> None:
         while batch := self._take():
             if not self._publish(batch):
                 with self._changed:
-                    self.lost += len(batch)
+                    self.lost += len(batch) if isinstance(batch, list) else 0
                 return
 
-    def _take(self) -> list[Event]:
+    def _take(self) -> list[Event] | _Forget | None:
+        """Return the events that go at once, or a call to forget; None at the end."""
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            count = min(len(self._waiting), self._BATCH)
-            batch = [self._waiting.popitem(last=False)[1] for _ in range(count)]
+            batch: list[Event] = []
+            while self._waiting and len(batch) < self._BATCH:
+                key, first = next(iter(self._waiting.items()))
+                if isinstance(first, Event):
+                    batch.append(first)
+                elif batch:
+                    break
+                del self._waiting[key]
+                if isinstance(first, _Forget):
+                    return first
             while self._partials and self._partials[0] not in self._waiting:
                 self._partials.popleft()
-            return batch
+            return batch or None
 
-    def _publish(self, batch: list[Event]) -> bool:
+    def _publish(self, batch: list[Event] | _Forget) -> bool:
         """Return whether the batch arrived, trying until closing gives up."""
         failures = 0
         while True:
             try:
-                self._bus.publish(batch)
+                if isinstance(batch, _Forget):
+                    self._bus.forget(batch.call_ids)
+                else:
+                    self._bus.publish(batch)
             except Exception as error:
                 # Whatever the bus has, the daemon goes on: its calls do not depend on pages.
                 failures += 1

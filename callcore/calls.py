@@ -7,6 +7,13 @@ from enum import StrEnum
 #: The step before all others: the recording's files are found, checked and copied.
 SETTLE = "settle"
 
+#: ``Call.consent`` of a call whose caller refused analysis.
+REFUSED = "no"
+
+#: Doors that hand a file over. What lies in the audio folder and came through another one belongs
+#: to somebody else: whoever names such a file points at it.
+GIVING_DOORS = frozenset({"capture", "upload", "webhook"})
+
 
 class CallState(StrEnum):
     """Where a call is in its life."""
@@ -159,6 +166,20 @@ class Call:
     def duration_s(self) -> float | None:
         """Seconds from start to end, None while the call is live."""
         return (self.ended_at - self.started_at).total_seconds() if self.ended_at else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds from the start to the answer, or to the end if nobody answered.
+
+        None where the start is not known, or not when it was answered.
+        """
+        until = self.ended_at if self.state == CallState.MISSED else self.answered_at
+        if until is None or self.facts.started_at is None:
+            return None
+        wait_s = (until - self.started_at).total_seconds()
+        # The PBX tells whole seconds: an answer at once may seem to lie before the start. One that
+        # lies further back says that our zero is not the start of the wait.
+        return max(0.0, wait_s) if wait_s > -1.0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class Capture:
         """Return where the leg of that UUID is, or was, written."""
         return self._folder / f"{leg_uuid}.wav"
 
+    def remove(self, leg_uuid: str) -> None:
+        """Delete what was written of a leg that is not open here; blocks."""
+        for path in self._folder.glob(f"{leg_uuid}*.wav"):
+            path.unlink(missing_ok=True)
+
     def files(self) -> list[Path]:
         """Return what is on disk, of all daemons that share the folder; blocks."""
         return sorted(self._folder.glob("*.wav"))
@@ -121,8 +126,11 @@ class LegCapture:
         self._rate = rate
         self._lost = lost
         self._max_queued_bytes = capture._max_queued_bytes
-        # bytes are samples, an int is a number of samples that are silent or lost.
-        self._queue: deque[bytes | int] = deque()
+        # bytes are samples, an int is a number of samples that are silent or lost; None: what came
+        # before is to be thrown away.
+        self._queue: deque[bytes | int | None] = deque()
+        self._restarts = 0  # asked for: written by the event loop only
+        self._restarted = 0  # done, under the lock
         self._queued = 0  # bytes ever queued: written by the event loop only
         self._done = 0  # bytes ever taken from the queue: written under the lock only
         self._received = 0  # samples, event loop only
@@ -153,6 +161,13 @@ class LegCapture:
         self._received += num_samples
         self._silent += num_samples
         self._queue.append(num_samples)
+
+    def restart(self) -> None:
+        """Throw away what was written: the next sample is sample 0. Never blocks."""
+        self._dropping_from = None
+        self._received = 0
+        self._restarts += 1
+        self._queue.append(None)
 
     async def close(self) -> None:
         """Write what is queued, patch the header, sync the file to the disk."""
@@ -226,7 +241,8 @@ class LegCapture:
                 self._give_up()
 
     def _fits(self, start: int, end: int) -> bool:
-        return 0 <= start <= end <= self._written and self.path.exists()
+        is_current = self._restarted == self._restarts
+        return is_current and 0 <= start <= end <= self._written and self.path.exists()
 
     def _drop(self, num_samples: int) -> None:
         if self._dropping_from is None:
@@ -253,6 +269,9 @@ class LegCapture:
             item = self._queue[0]
             if isinstance(item, bytes):
                 samples.append(item)
+            elif item is None:
+                self._throw_away(samples)
+                samples = []
             else:
                 # It stays in the queue until what came before it is on disk.
                 self._take(samples)
@@ -264,6 +283,12 @@ class LegCapture:
     def _take(self, samples: list[bytes]) -> None:
         self._rest = b"".join(samples)
         self._write_rest()
+
+    def _throw_away(self, samples: list[bytes]) -> None:
+        self._done += sum(map(len, samples))  # first: a try that fails is repeated without them
+        os.ftruncate(self._fd, WAV_HEADER_BYTES)
+        self._written = 0
+        self._restarted += 1
 
     def _write_rest(self) -> None:
         while self._rest:
@@ -305,6 +330,9 @@ class LegCapture:
         lost_from = self._written
         num_samples = len(self._rest) >> 1
         for item in self._queue:
-            num_samples += len(item) >> 1 if isinstance(item, bytes) else item
+            if item is None:
+                lost_from = num_samples = 0
+            else:
+                num_samples += len(item) >> 1 if isinstance(item, bytes) else item
         if num_samples and self._lost is not None:
             self._lost(lost_from, lost_from + num_samples, "disk failed")

@@ -16,7 +16,15 @@ from typing import Any, Protocol
 from callcore import admission, events, insights_document, settling
 from callcore.backfill import Backfill
 from callcore.bus import EventBus
-from callcore.calls import SETTLE, Call, DocumentState, Recording, RecordingState, StepState
+from callcore.calls import (
+    GIVING_DOORS,
+    SETTLE,
+    Call,
+    DocumentState,
+    Recording,
+    RecordingState,
+    StepState,
+)
 from callcore.document import error_of, state_of
 from callcore.errors import (
     AudioError,
@@ -28,7 +36,7 @@ from callcore.errors import (
     SchemaError,
 )
 from callcore.fetch import Fetcher, Rules
-from callcore.intake import CAPTURE, GIVING_DOORS
+from callcore.intake import CAPTURE
 from callcore.jobs import BACKFILL, queue_of
 from callcore.ledger import RESEND_S, Claim, Ledger, Outcome
 from callcore.log import call_context, frames

@@ -12,7 +12,8 @@ its spill, in a thread.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -94,6 +95,17 @@ class RecognizerConfig:
     """... with this probability; the leg then keeps it ..."""
     language_logprob: float = -1.0
     """... until two finals in a row are worse than this."""
+    max_load: float = math.inf
+    """Predicted share of an engine's time above which no leg is opened: see ``live_load``."""
+    load_window_s: float = 8.0
+    """Seconds of the clock over which that share is measured: some utterances of each leg."""
+    leg_cost: float = 0.05
+    """Seconds of one thread that a leg is assumed to need per second, until it was measured.
+
+    Measured on both sides of the sample call with tiny.en on one thread of a two-core machine:
+    0.04 for what cannot be shed (0.15 with partials); base needs about twice as much. Too high,
+    and the first calls after a start are refused for nothing; too low, and a burst of them is late.
+    """
 
 
 class Leg(Protocol):
@@ -175,6 +187,18 @@ class Job:
         return self.kind, self.due
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A call that has no answer yet."""
+
+    since: float
+    """Clock time."""
+    needed: float
+    """Share of it that cannot be shed under load."""
+    counts: bool
+    """Whether its time is work: while a process loads its model, it is not."""
+
+
 @dataclass(eq=False, slots=True)
 class Lane:
     """One engine: what it has in hand."""
@@ -183,23 +207,38 @@ class Lane:
     threads: int
     inference: Inference
     clock: Callable[[], float]
-    running: dict["Future[Any]", float] = field(default_factory=dict)
-    """Calls without an answer, and since when."""
+    running: dict["Future[Any]", Running] = field(default_factory=dict)
+    """Calls without an answer."""
     answered: bool = False
     """Whether the present process has answered: before that it may still load its model."""
     answers: int = 0
     """Calls that it has answered."""
     busy_s: float = 0.0
     """Seconds that answered calls took, all together."""
+    needed_s: float = 0.0
+    """The same without what can be shed under load."""
 
-    def call(self, method: str, arguments: tuple[Any, ...], then: Callable[[Any], None]) -> None:
-        """Call the engine; ``then`` takes its answer, or the EngineError, on the event loop."""
+    def call(
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        then: Callable[[Any], None],
+        needed: float = 1.0,
+    ) -> None:
+        """Call the engine; ``then`` takes its answer, or the EngineError, on the event loop.
+
+        Args:
+            method: Of the engine.
+            arguments: For it.
+            then: As above.
+            needed: Share of the call, 0 to 1, that cannot be shed under load.
+        """
         loop = asyncio.get_running_loop()
         future = self.inference.call(self.engine, method, *arguments)
-        self.running[future] = self.clock()
+        self.running[future] = Running(self.clock(), needed, self.answered)
 
         def on_loop() -> None:
-            self.busy_s += self.clock() - self.running.pop(future)
+            self.busy_s, self.needed_s = self._worked([self.running.pop(future)], self.clock())
             error = future.exception()
             if error is not None and not isinstance(error, EngineError):
                 error = EngineError(self.engine, type(error).__name__)
@@ -214,9 +253,21 @@ class Lane:
 
         future.add_done_callback(done)
 
+    def worked(self, now: float) -> tuple[float, float]:
+        """Return ``busy_s`` and ``needed_s`` with what running calls have taken so far."""
+        return self._worked(self.running.values(), now)
+
+    def _worked(self, calls: Iterable[Running], now: float) -> tuple[float, float]:
+        busy_s, needed_s = self.busy_s, self.needed_s
+        for each in calls:
+            if each.counts:
+                busy_s += now - each.since
+                needed_s += (now - each.since) * each.needed
+        return busy_s, needed_s
+
     def replace_if_stalled(self, now: float, config: RecognizerConfig) -> None:
         """Have the inference process replaced if it leaves a call without an answer too long."""
-        oldest = min(self.running.values(), default=now)
+        oldest = min((each.since for each in self.running.values()), default=now)
         limit_s = config.stalled_s if self.answered else config.loading_s
         if now - oldest > limit_s:
             logger.warning("inference process does not answer", extra={"engine": self.engine})
@@ -378,7 +429,8 @@ class DecodeQueue:
             speech_s = job.num_speech / LIVE_RATE
             is_final = job.kind is not Kind.PARTIAL
             jobs.append(DecodeJob(job.samples, job.leg.language, is_final, speech_s))
-        lane.call("decode", (jobs,), lambda answer: self._decoded(batch, answer))
+        needed = sum(job.kind is not Kind.PARTIAL for job in batch) / len(batch)
+        lane.call("decode", (jobs,), lambda answer: self._decoded(batch, answer), needed)
 
     def _decoded(self, batch: list[Job], answer: Any) -> None:
         if not isinstance(answer, EngineError) and len(answer) != len(batch):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from callcore.calls import (
+    REFUSED,
     SETTLE,
     Call,
     DocumentState,
@@ -46,7 +47,8 @@ def read(storage: Storage, any_audio_id: str) -> dict[str, Any]:
     call = storage.call(recording.call_id)
     steps = storage.steps(recording.audio_id)
     results = storage.results(recording.audio_id)
-    live = [] if "transcribe" in results else storage.live_segments(recording.call_id)
+    needs_live = "transcribe" not in results and call.consent != REFUSED
+    live = storage.live_segments(recording.call_id) if needs_live else []
     document = assemble(call, recording, steps, results, live)
     try:
         check_document({**document, **dict.fromkeys(PARTS)})  # the parts have been checked
@@ -186,13 +188,18 @@ def _call(call: Call) -> dict[str, Any]:
         "uniqueid": facts.uniqueid,
         "linkedid": facts.linkedid,
         "direction": facts.direction,
-        "caller": facts.caller,
+        # Whoever refused is not named, whatever a late report may have filled in.
+        "caller": None if call.consent == REFUSED else facts.caller,
         "callee": facts.callee,
         "queue": facts.queue,
         "agent": facts.agent,
         "started_at": iso(facts.started_at),
         "ended_at": iso(call.ended_at),
         "duration": _rounded(call.duration_s if facts.started_at else None),
+        "disposition": call.disposition,
+        "answered_at": iso(call.answered_at),
+        "wait_s": _rounded(call.wait_s),
+        "consent": call.consent,
     }
 
 

@@ -21,6 +21,15 @@ Party = Annotated[
     Meta(description="A leg; of a mono recording speaker `A` or `B`, `mixed` where nobody knows."),
 ]
 
+Wait = Annotated[
+    float,
+    Meta(ge=0, description="Seconds from the start to the answer, or to the end of a missed call."),
+]
+Ending = Annotated[
+    Literal["answered", "no-answer", "busy", "abandoned", "failed"],
+    Meta(description="How the call went; `abandoned`: the caller hung up before an answer."),
+]
+Consent = Annotated[Literal["no"], Meta(description="The caller refused analysis.")]
 StepStatus = Literal["pending", "running", "done", "failed", "skipped"]
 Known = Literal["yes", "no", "unknown"]
 
@@ -71,6 +80,10 @@ class CallPart(Part, frozen=True, kw_only=True):
     started_at: Moment | None
     ended_at: Moment | None
     duration: Span | None
+    disposition: Ending | None
+    answered_at: Moment | None
+    wait_s: Wait | None
+    consent: Consent | None
 
 
 class MediaPart(Part, frozen=True, kw_only=True):

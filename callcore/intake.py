@@ -7,6 +7,7 @@ through several doors, in any order, are one recording whose facts are united.
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import re
 import time
@@ -16,19 +17,31 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from callcore import fetch, filenames, settling
-from callcore.calls import SETTLE, CallFacts, Leg, Media
-from callcore.errors import FetchError, Refused
+from callcore.audiosocket import PROBE_UUID
+from callcore.calls import (
+    GIVING_DOORS,
+    REFUSED,
+    SETTLE,
+    CallFacts,
+    Disposition,
+    Ending,
+    Leg,
+    Media,
+)
+from callcore.consent import Consent
+from callcore.errors import ConfigError, FetchError, Refused
 from callcore.ledger import Ledger
 from callcore.settings import Settings
-from callcore.storage import Storage, call_rows, recording_rows
+from callcore.storage import Storage, call_rows, consent_rows, recording_rows
+
+logger = logging.getLogger(__name__)
 
 #: Seconds within which the stream of a registered leg must come.
 REGISTRATION_VALID_S = 10.0
+#: What a stream of both parties is registered as: the caller left, the agent right.
+STEREO = "stereo"
 #: The door of our own recordings of live legs.
 CAPTURE = "capture"
-#: Doors that hand a file over. What lies in the audio folder and came through another one belongs
-#: to somebody else: whoever names such a file points at it.
-GIVING_DOORS = frozenset({CAPTURE, "upload", "webhook"})
 #: Seconds for which nobody is told of new recordings after the broker did not answer.
 SILENCE_S = 5.0
 
@@ -54,15 +67,38 @@ class Accepted:
 # ---- legs
 
 
-def register_leg(storage: Storage, uuid: str, facts: CallFacts) -> Leg:
+def register_leg(
+    storage: Storage, uuid: str, facts: CallFacts, settings: Settings | None = None
+) -> Leg:
     """Announce a live leg; its stream must come within ten seconds.
+
+    The leg ``stereo`` announces a stream of two channels. It is two legs: ``caller``, which is
+    returned and has this UUID, and ``agent``, whose UUID is made here.
+
+    Args:
+        storage: The record.
+        uuid: What the stream will begin with.
+        facts: What is known of the leg and its call.
+        settings: Given, the caller's number is looked up among those that refused analysis.
 
     Raises:
         Refused: ``bad-uuid``, ``bad-id``, ``bad-leg``, ``bad-language``, ``bad-direction``,
-            ``too-long``, or ``uuid-in-use``.
+            ``too-long``, ``uuid-in-use``, or ``consent-refused``.
     """
+    right_uuid = None
+    if facts.leg == STEREO:
+        facts = replace(facts, leg="caller")
+        right_uuid = str(uuids.uuid4())
     check_facts(facts)
-    return storage.register_leg(_checked_uuid(uuid), facts, REGISTRATION_VALID_S)
+    own = _checked_uuid(uuid)
+    if own == PROBE_UUID:
+        raise Refused("bad-uuid", "this UUID is for streams that are no legs", "uuid")
+    consent = Consent(storage, settings) if settings is not None else None
+    if consent is not None and consent.is_refused(facts.caller):
+        # The other party's leg may come without the number: the call itself knows then.
+        consent.refuse(facts, [own])
+        raise Refused(consent_rows.CODE, consent_rows.REASON)
+    return storage.register_leg(own, facts, REGISTRATION_VALID_S, right_uuid)
 
 
 def open_leg(
@@ -198,18 +234,50 @@ def accept_url(storage: Storage, settings: Settings, facts: CallFacts, url: str)
     return _accept(storage, settings, said, wait_s=0.0)
 
 
-def accept_facts(storage: Storage, facts: CallFacts) -> str | None:
+def accept_facts(
+    storage: Storage,
+    facts: CallFacts,
+    ending: Ending | None = None,
+    settings: Settings | None = None,
+) -> str | None:
     """Unite what a door knows about a call, of which it has no recording.
 
+    A call that nobody answered is made if it is not known: people want to call back.
+
+    Args:
+        storage: The record.
+        facts: What the door knows.
+        ending: How the call ended, if the door knows that.
+        settings: Given, the caller's number is looked up among those that refused analysis.
+
     Returns:
-        The call's call_id; None where no call of these ids is known: there is nothing to tell of
-        a call that was neither heard nor recorded.
+        The call's call_id; None where no call of these ids is known and there is nothing to tell
+        of it: somebody answered, and it was neither heard nor recorded.
 
     Raises:
         Refused: If a fact cannot be used, see ``register_leg``.
     """
     check_facts(facts)
-    return storage.complete_call(call_rows.ids_of(facts), replace(facts, started_at=None))
+    said = ending or Ending()
+    ids = call_rows.ids_of(facts)
+    moment = storage.clock()
+    consent = Consent(storage, settings) if settings is not None else None
+    is_refused = consent is not None and consent.is_refused(facts.caller)
+    facts = replace(facts, caller=None) if is_refused else facts
+    with storage.database.transaction():
+        if ids and said.disposition not in (None, Disposition.ANSWERED):
+            began = replace(facts, started_at=_channel_start(facts, moment) or facts.started_at)
+            call_id: str | None = call_rows.claim(storage.database, ids, began, moment)
+        else:
+            call_id = storage.complete_call(ids, replace(facts, started_at=None))
+        if call_id is not None:
+            storage.note_ending(call_id, said)
+            if is_refused:
+                storage.database.serialize(call_rows.CALLS)
+                consent_rows.refuse(storage.database, call_id, moment)
+    if consent is not None and is_refused and call_id is not None:
+        consent.clean(call_id)
+    return call_id
 
 
 def accept_capture(storage: Storage, settings: Settings, call_id: str) -> Accepted | None:
@@ -218,20 +286,26 @@ def accept_capture(storage: Storage, settings: Settings, call_id: str) -> Accept
     It waits ``capture_wait_s`` for the PBX's recording, which is better where it comes.
 
     Returns:
-        None if captures are switched off or the call has none.
+        None if captures are switched off, or the call has none, or its caller refused analysis.
 
     Raises:
         NotFound: If there is no such call.
     """
     media = storage.capture_media(call_id) if settings.capture != "off" else []
-    if not media:
-        return None
     call = storage.call(call_id)
+    if not media or call.consent == REFUSED:
+        return None
     facts = replace(call.facts, leg=None, started_at=call.started_at)
     identity = json.dumps([settings.pbx, call.call_id, CAPTURE])
     said = recording_rows.Report(identity, facts, CAPTURE, tuple(media), call_rows.ids_of(facts))
     wait_s = settings.capture_wait_s if settings.capture == "fallback" else 0.0
-    return _accept(storage, settings, said, wait_s)
+    try:
+        return _accept(storage, settings, said, wait_s)
+    except ConfigError as error:
+        # Nobody can tell whether this caller refused. The call must end all the same; its capture
+        # stays where it is, unheard.
+        logger.error("a capture is not processed", extra={"reason": str(error)})
+        return None
 
 
 def _accept(
@@ -239,15 +313,27 @@ def _accept(
 ) -> Accepted:
     ledger = Ledger(storage)
     database = storage.database
+    consent = Consent(storage, settings)
+    is_refused = consent.is_refused(said.facts.caller)
     with database.transaction():
-        reported = recording_rows.report(database, said, storage.clock())
-        if reported.created or reported.changed:
-            # Steps that a setting added since then would never be released without settling.
-            ledger.enqueue(reported.audio_id, settings.steps, wait_s)
-        if reported.changed and not reported.created:
-            ledger.restart(reported.audio_id, [SETTLE])
-        for audio_id in sorted(recording_rows.moved(database, reported.audio_id)):
-            ledger.restart(audio_id, [SETTLE])
+        database.serialize(call_rows.CALLS)
+        known = recording_rows.call_of_report(database, said)
+        ids = list(dict.fromkeys([known, *said.ids] if known else said.ids))
+        if is_refused or consent_rows.refused_among(database, ids):
+            accepted = _put_aside(storage, settings, replace(said, ids=ids))
+        else:
+            accepted = None
+            reported = recording_rows.report(database, said, storage.clock())
+            if reported.created or reported.changed:
+                # Steps that a setting added since then would never be released without settling.
+                ledger.enqueue(reported.audio_id, settings.steps, wait_s)
+            if reported.changed and not reported.created:
+                ledger.restart(reported.audio_id, [SETTLE])
+            for audio_id in sorted(recording_rows.moved(database, reported.audio_id)):
+                ledger.restart(audio_id, [SETTLE])
+    if accepted is not None:
+        consent.clean(storage.recording(accepted.audio_id).call_id)
+        return accepted
     # A second upload of the same recording; a file of the PBX is never touched.
     if said.source in GIVING_DOORS:
         unused = storage.unused_files(reported.audio_id, reported.unneeded)
@@ -255,6 +341,32 @@ def _accept(
     # Backfill waits for the sweep, which sends as much of it as there is room for.
     wake = reported.changed and not (reported.created and wait_s) and not said.backfill
     return Accepted(reported.audio_id, reported.created, wake)
+
+
+def _put_aside(storage: Storage, settings: Settings, said: recording_rows.Report) -> Accepted:
+    """Put a recording of somebody who refused analysis on record as refused, unread.
+
+    Nothing that may hold the caller's number is stored: neither it nor names of files.
+    """
+    database, moment = storage.database, storage.clock()
+    is_given = said.source in GIVING_DOORS
+    is_content = (said.identity or "").startswith(consent_rows.CONTENT_IDENTITY)
+    said = replace(
+        said,
+        identity=said.identity if is_content else None,
+        content_identity=None,
+        facts=replace(said.facts, caller=None),
+        media=said.media if is_given else (),
+        siblings=(),
+        original_name=None,
+        url=None,
+    )
+    reported = recording_rows.report_refused(database, said, moment)
+    if reported.created:
+        Ledger(storage).enqueue(reported.audio_id, settings.steps)
+    call_id = recording_rows.call_of(database, reported.audio_id)
+    consent_rows.refuse(database, call_id, moment)
+    return Accepted(reported.audio_id, reported.created, wake=False)
 
 
 def _name(
@@ -355,6 +467,16 @@ def usable_facts(facts: CallFacts) -> CallFacts:
     return replace(facts, **{str(fault.field): None for fault in _faults(facts)})
 
 
+def usable_ending(ending: Ending, moment: datetime) -> Ending:
+    """Return what is said of a call's end without moments that no clock can have shown."""
+    limit = moment + _MAX_AHEAD
+    answered_at, ended_at = (
+        each if each is not None and each < limit else None
+        for each in (ending.answered_at, ending.ended_at)
+    )
+    return replace(ending, answered_at=answered_at, ended_at=ended_at)
+
+
 def _faults(facts: CallFacts) -> Iterator[Refused]:
     for field in ("call_id", "uniqueid", "linkedid"):
         yield from _mismatch(_ID, getattr(facts, field), "bad-id", field, _ID_RULE)
@@ -376,7 +498,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 _ID_RULE = "expected 1 to 80 letters, digits, dots, dashes or underscores, the first no sign"
-_LEG_RULE = "expected caller, agent, agent-2 ... or mixed"
+_LEG_RULE = "expected caller, agent, agent-2 ... or mixed; stereo for a live leg only"
 
 
 def _mismatch(

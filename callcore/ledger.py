@@ -7,7 +7,6 @@ lost its lease is fenced: its work is rolled back. Messages of the broker only s
 
 import random
 import uuid
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +16,7 @@ from callcore import tables
 from callcore.calls import SETTLE, StepState
 from callcore.database import Row
 from callcore.errors import Fenced
-from callcore.storage import Storage
+from callcore.storage import Storage, locks
 
 #: Seconds after which a worker is told again of a step that nobody has claimed: at least.
 RESEND_S = 5.0
@@ -25,8 +24,6 @@ RESEND_S = 5.0
 BACKOFF_S = 2.0
 #: Most seconds between two tries.
 MAX_BACKOFF_S = 600.0
-#: Advisory locks of recordings lie above those of ``storage``.
-_RECORDING_LOCKS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class Ledger:
         moment = self._storage.clock()
         job = tables.Job
         with self._database.transaction():
-            self._serialize(audio_id)
+            locks.recording(self._database, audio_id)
             for step in steps:
                 due = moment if step == SETTLE else None
                 self._database.run(
@@ -118,7 +115,7 @@ class Ledger:
     ) -> tuple[str, ...]:
         """Let steps run again; return those that can run now. Whoever runs one now is fenced."""
         with self._database.transaction():
-            self._serialize(audio_id)
+            locks.recording(self._database, audio_id)
             self.restart(audio_id, steps)
             released = self._release(audio_id, needs)
             return (SETTLE, *released) if SETTLE in steps else released
@@ -275,18 +272,11 @@ class Ledger:
 
     # ---- inside a transaction
 
-    def _serialize(self, audio_id: str) -> None:
-        """Let one transaction at a time decide what of a recording may run.
-
-        Two steps that end at once must see each other, or a step that needs both never starts.
-        """
-        self._database.serialize(_RECORDING_LOCKS + zlib.crc32(audio_id.encode()))
-
     def _row(self, audio_id: str, step: str) -> Row | None:
         return self._database.first(tables.Job.select().where(_is(audio_id, step)))
 
     def _close(self, claim: Claim, state: StepState, error: str | None) -> int:
-        self._serialize(claim.audio_id)
+        locks.recording(self._database, claim.audio_id)
         row = self._row(claim.audio_id, claim.step)
         if row is None or row["owner"] != claim.owner or row["state"] != StepState.RUNNING:
             raise Fenced(claim.step, claim.audio_id)

@@ -118,6 +118,8 @@ class LegRecognition:
         self.spill = spill
         self.state: Floats | None = None
         """Of the speech detector, at the endpointer's position; None before the first window."""
+        self.opened_at = owner.now()
+        """Clock time."""
         self._owner = owner
         self._queue = queue
         self._config = queue.config

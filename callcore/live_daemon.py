@@ -15,7 +15,7 @@ from callcore.capture import Capture
 from callcore.inference import EngineSpec, InferenceProcess
 from callcore.jobs import Waker
 from callcore.live_records import Records
-from callcore.recognizer import Recognizer
+from callcore.recognizer import Recognizer, RecognizerConfig
 from callcore.session import LiveCalls
 from callcore.settings import Settings, broker_url
 from callcore.storage import Storage
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks for calls that nobody else ends, and between signs of life.
 SWEEP_S = 5.0
+#: Seconds between looks for calls whose callers refused analysis.
+REFUSALS_S = 0.5
 
 
 async def serve(settings: Settings) -> None:
@@ -43,6 +45,7 @@ async def serve(settings: Settings) -> None:
             await parts.recognizer.start()
         await server.start(settings.audiosocket_bind)
         calls.spawn(_keep_house(calls))
+        calls.spawn(_heed_refusals(calls))
         await _run_until_signal(server, settings.drain_s)
     finally:
         await server.close()
@@ -90,6 +93,19 @@ async def _keep_house(calls: LiveCalls) -> None:
             logger.exception("a sweep failed")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SWEEP_S):
+                await calls.closing.wait()
+
+
+async def _heed_refusals(calls: LiveCalls) -> None:
+    """End the legs of calls whose callers refuse analysis meanwhile."""
+    while not calls.closing.is_set():
+        try:
+            await calls.end_refused()
+        except Exception:
+            # Another round may work; without rounds we would go on listening.
+            logger.exception("refusals could not be looked for")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFUSALS_S):
                 await calls.closing.wait()
 
 
@@ -143,7 +159,7 @@ def _build(settings: Settings) -> _Parts:
     bus = RedisBus(broker_url(settings))
     waker = Waker(settings)
     return _Parts(
-        recognizer=Recognizer(inference) if inference is not None else None,
+        recognizer=_recognizer(settings, inference) if inference is not None else None,
         inference=inference,
         capture=Capture(settings.audio_dir) if settings.capture != "off" else None,
         publisher=Publisher(bus),
@@ -152,6 +168,11 @@ def _build(settings: Settings) -> _Parts:
         storage=storage,
         waker=waker,
     )
+
+
+def _recognizer(settings: Settings, inference: InferenceProcess) -> Recognizer:
+    config = RecognizerConfig(max_load=settings.live_max_load)
+    return Recognizer(inference, config=config)
 
 
 async def _close(parts: _Parts) -> None:

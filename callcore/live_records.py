@@ -85,8 +85,16 @@ class Records:
         return await self._done(work)
 
     async def add_segment(self, call_id: str, segment: Segment) -> None:
-        """Store a final."""
+        """Store a final.
+
+        Raises:
+            Refused: ``consent-refused``.
+        """
         await self._done(partial(self._storage.add_live_segment, call_id, segment))
+
+    async def note_no_text(self, leg_uuid: str, reason: str) -> None:
+        """Store why a leg has no live text, for people."""
+        await self._done(partial(self._storage.note_no_text, leg_uuid, reason))
 
     async def end_leg(self, leg_uuid: str, reason: str, capture_path: Path | None) -> None:
         """Store that the leg ended; one that another daemon has ended stays as it was."""
@@ -109,7 +117,7 @@ class Records:
                 accepted = self._accept_capture(call_id) if ended is not None else None
             if ended is None and tries > 1:  # a try whose commit was cut off may have ended it
                 call = self._storage.call(call_id)
-                return call if call.state is CallState.ENDED else None, None
+                return call if call.state is not CallState.LIVE else None, None
             return ended, accepted
 
         call, accepted = await self._done(work)
@@ -120,6 +128,14 @@ class Records:
         """Return the live legs of a daemon's name; by default what an earlier one left of ours."""
         name = daemon or self._settings.daemon_name
         return await self._done(partial(self._storage.orphaned_legs, name))
+
+    async def refused_legs(self) -> list[str]:
+        """Return the UUIDs of our live legs whose callers refused analysis."""
+        return await self._done(partial(self._storage.refused_legs, self._settings.daemon_name))
+
+    async def refused_among(self, leg_uuids: Sequence[str]) -> set[str]:
+        """Return those of these legs whose callers refused analysis."""
+        return await self._done(partial(self._storage.refused_among, leg_uuids))
 
     async def captures_of(self, leg_uuids: Sequence[str]) -> dict[str, tuple[LegState, str | None]]:
         """Return state and capture path of each leg that has one of these UUIDs."""

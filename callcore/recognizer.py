@@ -19,6 +19,7 @@ from callcore.decode_queue import DecodeQueue, Inference, Lane, RecognizerConfig
 from callcore.engines import Floats, Samples
 from callcore.errors import EngineError
 from callcore.leg_recognition import LegListener, LegRecognition
+from callcore.live_load import Admission, LoadMeter
 from callcore.ringbuffer import RingBuffer
 
 __all__ = ["LegListener", "LegRecognition", "Recognizer", "RecognizerConfig"]
@@ -51,7 +52,7 @@ class Recognizer:
         self._queue = DecodeQueue(inference, clock, self.config)
         self._initial_state: Floats | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._load_since = (clock(), 0.0)
+        self._admission = {lane: self._admission_to(lane) for lane in self._queue.lanes.values()}
 
     async def start(self) -> None:
         """Begin to look at the rings."""
@@ -74,8 +75,11 @@ class Recognizer:
         *,
         language: str | None,
         spill: Spill | None,
-    ) -> LegRecognition:
+    ) -> LegRecognition | None:
         """Return the recognition of a leg; it begins with the next tick.
+
+        None if the decoder would get more work than ``config.max_load``: the leg gets no words,
+        so that those of the others stay in time. What is open is never given up.
 
         Args:
             ring: The leg's audio; appending to it is all that is needed.
@@ -85,6 +89,9 @@ class Recognizer:
                 thread. Without it finals keep a copy of their samples while they wait.
         """
         lane = self._queue.lanes["live" if language == "en" else "live_multilingual"]
+        self._measure(lane)
+        if not self._admission[lane].admits([leg.opened_at for leg in self._legs_of(lane)]):
+            return None
         leg = LegRecognition(self, self._queue, lane, ring, listener, language, spill)
         self._legs.add(leg)
         return leg
@@ -96,6 +103,8 @@ class Recognizer:
         for leg in list(self._legs):
             leg.look(now)
         self._queue.update_load(now)
+        for lane in self._admission:
+            self._measure(lane)
         for lane in self._lanes:
             lane.replace_if_stalled(now, self.config)
         self._queue.dispatch()
@@ -154,12 +163,26 @@ class Recognizer:
         """Calls that engines have answered."""
         return sum(lane.answers for lane in self._lanes)
 
-    def take_load(self) -> float:
-        """Return the share of their time, 0 to 1, that decoders worked since the last call."""
-        lanes = set(self._queue.lanes.values())
-        before, self._load_since = self._load_since, (self._clock(), sum(x.busy_s for x in lanes))
-        elapsed_s = (self._load_since[0] - before[0]) * sum(lane.threads for lane in lanes)
-        return min(1.0, (self._load_since[1] - before[1]) / elapsed_s) if elapsed_s > 0 else 0.0
+    def load(self) -> float:
+        """Return the share of their time, 0 to 1, that decoders worked in the last seconds."""
+        worked = threads = 0.0
+        for lane, admission in self._admission.items():
+            self._measure(lane)
+            worked += admission.meter.load * lane.threads
+            threads += lane.threads
+        return worked / threads
+
+    def _measure(self, lane: Lane) -> None:
+        now = self._clock()
+        self._admission[lane].meter.note(now, *lane.worked(now), len(self._legs_of(lane)))
+
+    def _legs_of(self, lane: Lane) -> list[LegRecognition]:
+        return [leg for leg in self._legs if leg.lane is lane]
+
+    def _admission_to(self, lane: Lane) -> Admission:
+        config = self.config
+        meter = LoadMeter(lane.threads, self._clock(), config.load_window_s, config.leg_cost)
+        return Admission(meter, config.max_load)
 
     def now(self) -> float:
         """Return the time of the clock."""

@@ -7,7 +7,7 @@ from callcore.errors import Refused
 from callcore.ledger import Ledger
 from callcore.settings import Settings
 from callcore.steps import Step, table
-from callcore.storage import Storage
+from callcore.storage import Storage, call_rows, consent_rows
 
 
 def rerun(
@@ -26,7 +26,8 @@ def rerun(
 
     Raises:
         NotFound: If there is no such recording.
-        Refused: ``unknown-step``, or ``no-audio`` if what it was made from has been deleted.
+        Refused: ``unknown-step``, ``no-audio`` if what it was made from has been deleted, or
+            ``consent-refused``.
     """
     steps = table(settings.steps)
     recording = storage.recording(any_audio_id)
@@ -47,6 +48,8 @@ def rerun(
     ledger = Ledger(storage, after={name: step.after for name, step in steps.items()})
     needs = {SETTLE: (), **{name: (SETTLE, *step.needs) for name, step in steps.items()}}
     with storage.database.transaction():
+        storage.database.serialize(call_rows.CALLS)
+        consent_rows.check(storage.database, recording.call_id)
         ledger.enqueue(audio_id, settings.steps)  # those that are new
         released = ledger.rerun(audio_id, _with_readers(asked, steps), needs)
     return audio_id, released

@@ -1,4 +1,4 @@
-"""Where the folders that are no Python packages lie: migrations, dialplan, samples, Procfile.
+"""Where the folders that are no Python packages lie: migrations, dialplan, deploy, samples, ...
 
 In a checkout they are at its top; setup.py puts them into a wheel as ``callcore/_bundle``.
 """

@@ -8,6 +8,10 @@ runs elsewhere and comes back through the leg's own coroutine, in this order::
     end of audio -> last finals -> capture sealed -> leg stored as ended -> leg.ended
     last leg of the call and ``LINGER_S`` without a new one -> call.ended -> its capture accepted
 
+A stream registered with two channels is two legs: the session of the left one splits the audio
+and carries a session of its own for the right one, which lives and ends with it. Until the
+registration is found a stream is taken for one channel; audio is kept to be split after all.
+
 Time is arrival: Asterisk sends nothing in silence, so missing frames are silence, and sample i of
 a leg was heard i / 8000 s after its UUID came.
 """
@@ -27,7 +31,7 @@ import numpy as np
 
 from callcore import audio, events, log
 from callcore.audiosocket import Audio
-from callcore.calls import Call, Leg, LegState, now
+from callcore.calls import REFUSED, Call, Leg, LegState, now
 from callcore.capture import Capture
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.errors import CallcoreError, Refused
@@ -36,6 +40,8 @@ from callcore.recognizer import LegRecognition, Recognizer
 from callcore.results import Segment
 from callcore.ringbuffer import RingBuffer
 from callcore.settings import Settings
+from callcore.stereo import EarlyAudio, Splitter
+from callcore.storage import consent_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,9 @@ _QUIET_SAMPLES = 3 * LIVE_RATE // 10
 #: telephone. Audio that comes after all, once ticks have filled its time with silence, counts too.
 MAX_AHEAD_S = 60
 
+#: What people are told where a leg was refused recognition.
+NO_TEXT = "too many calls at once: its text comes from the recording"
+
 #: Sweeps without a sign of life after which another daemon is lost: a minute. Counted by who
 #: looks, so that neither a clock that is wrong nor a daemon that was stopped itself ends calls.
 LOST_AFTER_SWEEPS = 12
@@ -68,6 +77,9 @@ class EventSink(Protocol):
 
     def put(self, event: events.Event) -> None:
         """Queue an event; never blocks, never raises."""
+
+    def forget(self, *call_ids: str) -> None:
+        """Have deleted what was published of a call; never blocks, never raises."""
 
 
 class LiveCalls:
@@ -123,10 +135,23 @@ class LiveCalls:
         """
         if leg_uuid in self._legs:
             raise Refused("uuid-in-use", "another stream has this UUID")
-        leg = self._legs[leg_uuid] = LegSession(self, leg_uuid, arrived, refuse)
+        return self._opened(LegSession(self, leg_uuid, arrived, refuse))
+
+    def open_right(self, left: "LegSession", leg_uuid: str) -> "LegSession":
+        """Return the session of the right channel of a stream; it takes what ``left`` gives it.
+
+        Raises:
+            Refused: If a stream of its own has this UUID.
+        """
+        if leg_uuid in self._legs:
+            raise Refused("uuid-in-use", "another stream has this UUID")
+        return self._opened(LegSession(self, leg_uuid, left.arrived, _nobody, left=left))
+
+    def _opened(self, leg: "LegSession") -> "LegSession":
+        self._legs[leg.uuid] = leg
         if self._seen is not None:
-            self._seen.add(leg_uuid)
-        self.spawn(leg.run(), lambda: self._legs.pop(leg_uuid, None))
+            self._seen.add(leg.uuid)
+        self.spawn(leg.run(), lambda: self._legs.pop(leg.uuid, None))
         return leg
 
     def tick(self, at: float) -> None:
@@ -174,7 +199,7 @@ class LiveCalls:
         Args:
             idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
         """
-        await self.records.note_alive(self.recognizer.take_load() if self.recognizer else None)
+        await self.records.note_alive(self.recognizer.load() if self.recognizer else None)
         for call in await self.records.expire_legs():
             self._publish_end(call)
         for name in self._lost_daemons(await self.records.other_daemons()):
@@ -183,6 +208,14 @@ class LiveCalls:
         for call in await self.records.live_calls():
             if call.call_id not in self._calls and _idle_s(call) > idle_s:
                 await self.end_call(call.call_id, "daemon_lost")
+
+    async def end_refused(self) -> None:
+        """End the legs of calls whose callers refused analysis; about twice a second."""
+        if not self._legs:
+            return
+        for leg_uuid in await self.records.refused_legs():
+            if (leg := self._legs.get(leg_uuid)) is not None:
+                leg.refuse()
 
     async def end_call(self, call_id: str, reason: str) -> bool:
         """End a call if it is idle everywhere, and say so; return whether it ended now."""
@@ -194,7 +227,7 @@ class LiveCalls:
     async def close(self, timeout_s: float) -> None:
         """Seal what is left, legs that were not ended too. Again does nothing."""
         self.closing.set()
-        for leg in self._legs.values():
+        for leg in tuple(self._legs.values()):
             leg.end("daemon_stopped")
         self.records.give_up_after(0.8 * timeout_s)  # so that what follows may still be tried
         deadline = self.loop.time() + timeout_s
@@ -209,6 +242,9 @@ class LiveCalls:
             await asyncio.wait(self._tasks)
 
     def _publish_end(self, call: Call) -> None:
+        if call.consent == REFUSED:
+            # What was published before the refusal was known here.
+            self.publisher.forget(call.call_id)
         duration = call.duration_s
         fields = {
             "duration": None if duration is None else round(duration, 3),
@@ -226,9 +262,11 @@ class LiveCalls:
 
     async def _end_orphans(self, orphans: Iterable[Leg]) -> None:
         calls = []
+        orphans = list(orphans)
+        refused = await self.records.refused_among([leg.uuid for leg in orphans])
         for leg in orphans:
             with log.call_context(call_id=leg.call_id, leg=leg.leg):
-                await self._end_orphan(leg)
+                await self._end_orphan(leg, is_refused=leg.uuid in refused)
             calls.append(leg.call_id)
         for call_id in dict.fromkeys(calls):
             await self.end_call(call_id, "daemon_lost")
@@ -240,10 +278,14 @@ class LiveCalls:
         files = await asyncio.to_thread(self.capture.files)
         by_file = {path: path.stem[:_UUID_LENGTH] for path in files}
         legs = await self.records.captures_of(list(by_file.values()))
+        refused = await self.records.refused_among(list(by_file.values()))
         unknown = 0
         for path, leg_uuid in by_file.items():
             state, held = legs.get(leg_uuid, (None, None))
             if state is LegState.LIVE or leg_uuid in self._legs:
+                continue
+            if leg_uuid in refused:
+                await asyncio.to_thread(self.capture.remove, leg_uuid)
                 continue
             if held is not None and Path(held).name == path.name:
                 continue
@@ -259,14 +301,17 @@ class LiveCalls:
             # What was said in them is nowhere else: people decide.
             logger.warning("captures that no leg names", extra={"files": unknown})
 
-    async def _end_orphan(self, leg: Leg) -> None:
+    async def _end_orphan(self, leg: Leg, *, is_refused: bool) -> None:
         path = self.capture.path_of(leg.uuid) if self.capture is not None else None
         duration = None
-        if path is not None:
+        if self.capture is not None and is_refused:
+            await asyncio.to_thread(self.capture.remove, leg.uuid)
+        elif path is not None:
             duration = await asyncio.to_thread(_repaired_s, path)
         held = path if duration is not None else None
-        await self.records.end_leg(leg.uuid, "daemon_lost", held)
-        fields = {"leg": leg.leg, "duration": duration, "reason": "daemon_lost"}
+        reason = consent_rows.ENDED if is_refused else "daemon_lost"
+        await self.records.end_leg(leg.uuid, reason, held)
+        fields = {"leg": leg.leg, "duration": duration, "reason": reason}
         self.publisher.put(events.make("leg.ended", leg.call_id, **fields))
         logger.warning("leg of a lost daemon ended", extra={"captured_s": duration})
 
@@ -329,6 +374,10 @@ class CallSession:
                 self._calls.forget(self.call_id)
 
 
+def _nobody(reason: str) -> None:
+    """Take the place of a stream for a leg that has none of its own."""
+
+
 class LegSession:
     """One connection: takes audio on the event loop, runs the leg's life as a coroutine.
 
@@ -336,9 +385,19 @@ class LegSession:
     """
 
     def __init__(
-        self, calls: LiveCalls, leg_uuid: str, arrived: float, refuse: Callable[[str], None]
+        self,
+        calls: LiveCalls,
+        leg_uuid: str,
+        arrived: float,
+        refuse: Callable[[str], None],
+        *,
+        left: "LegSession | None" = None,
     ) -> None:
         self.uuid = leg_uuid
+        self.arrived = arrived
+        """``clock()`` at sample 0."""
+        self.arrived_at: datetime = now() if left is None else left.arrived_at
+        """The same as a date."""
         self.frames = 0
         """Messages of audio received."""
         self.received_samples = 0
@@ -348,9 +407,11 @@ class LegSession:
         self.finals = 0
         """Finals stored."""
         self._calls = calls
-        self._arrived = arrived
-        self._arrived_at = now()
         self._refuse = refuse
+        self._left = left
+        self._right: LegSession | None = None
+        self._splitter: Splitter | None = None
+        self._early_audio = EarlyAudio() if left is None else None
         self._clock = calls.clock
         self._end = 0  # absolute index after the newest sample
         self._ring: RingBuffer | None = RingBuffer(RING_S * LIVE_RATE)
@@ -367,6 +428,7 @@ class LegSession:
         self._shown: set[int] = set()  # utterances with a partial on the pages
         self._finals: asyncio.Queue[tuple[Segment, float] | None] = asyncio.Queue()
         self._reason: asyncio.Future[str] = calls.loop.create_future()
+        self._refused = False  # by the caller: nothing is kept
 
     # What the connection calls, on the event loop: memory only.
 
@@ -378,12 +440,22 @@ class LegSession:
                 a batch holds the stalled time, so that none of it is taken for silence.
             at: ``clock()`` of the moment.
         """
+        if self._early_audio is not None:
+            self._early_audio.keep(batch, at)
+        if self._splitter is None:
+            self._take(batch, at)
+            return
+        left, right = self._splitter.split(batch)
+        self._take(left, at)
+        if self._right is not None and not self._right._reason.done():
+            self._right.feed(right, at)
+
+    def _take(self, batch: list[Audio], at: float) -> None:
         try:
             samples = [self._at_live_rate(part) for part in batch]
             num_samples = sum(map(len, samples)) >> 1
-            gap = int((at - self._arrived) * LIVE_RATE) - self._end - num_samples
-            if gap < -MAX_AHEAD_S * LIVE_RATE:
-                self._let_go("too-fast")
+            gap = self._gap(at) - num_samples
+            if self._too_fast(gap, num_samples):
                 return
             if gap > _GAP_SAMPLES:
                 self._fill(gap)
@@ -399,9 +471,23 @@ class LegSession:
             logger.exception("a leg's audio failed", extra={"leg_uuid": self.uuid})
             self._stop_recognition()
 
+    def _gap(self, at: float) -> int:
+        """Return the samples by which the leg is behind the clock."""
+        return int((at - self.arrived) * LIVE_RATE) - self._end
+
+    def _too_fast(self, gap: int, num_samples: int) -> bool:
+        """Let a stream go that is too far ahead of the clock; return whether it is."""
+        if self._early_audio is not None:
+            # It may have two channels: then half the samples are its time.
+            gap += (self.received_samples + num_samples) // 2
+        if gap >= -MAX_AHEAD_S * LIVE_RATE:
+            return False
+        self._let_go("too-fast")
+        return True
+
     def tick(self, at: float) -> None:
         """Fill with silence if nothing has come for a while."""
-        behind = int((at - self._arrived) * LIVE_RATE) - self._end
+        behind = self._gap(at)
         if behind <= _QUIET_SAMPLES or self._reason.done():
             return
         try:
@@ -423,6 +509,28 @@ class LegSession:
         """
         if not self._reason.done():
             self._reason.set_result(reason)
+        if self._right is not None:
+            self._right.end(reason)
+
+    def refuse(self) -> None:
+        """End the leg because its caller refused analysis; nothing of it is kept.
+
+        Again does nothing.
+        """
+        if self._refused:
+            return
+        self._refused = True
+        if self._right is not None:
+            self._right.refuse()
+        self._early_audio = None
+        self._early.clear()
+        self._stop_recognition()
+        self._discard_capture()
+        if self._leg is not None:
+            self._calls.publisher.forget(self._leg.call_id)
+        self._let_go(consent_rows.ENDED)
+        if self._right is not None:
+            self._right.refuse()
 
     # What the recognition calls, on the event loop.
 
@@ -488,7 +596,7 @@ class LegSession:
     async def _register(self) -> tuple[Leg, Call] | None:
         with log.call_context(leg_uuid=self.uuid):
             try:
-                return await self._calls.records.open_leg(self.uuid, self._arrived_at)
+                return await self._calls.records.open_leg(self.uuid, self.arrived_at)
             except Refused as error:
                 logger.warning("stream refused", extra={"code": error.code})
                 self._discard_capture()
@@ -502,9 +610,49 @@ class LegSession:
             reason = "error"
             try:
                 self._start(leg, call)
+                await self._begin_recognition(leg)
                 reason = await self._until_ended()
             finally:
                 session.left(reason)
+
+    def _know_channels(self, leg: Leg) -> None:
+        """Go on with one channel, or begin again with two."""
+        early, self._early_audio = self._early_audio, None
+        if early is None:  # a right channel itself
+            return
+        if leg.right_uuid is None:
+            self._too_fast(self._gap(self._clock()), 0)
+            return
+        try:
+            self._right = self._calls.open_right(self, leg.right_uuid)
+        except Refused as error:
+            # That channel is lost; the other one is the call that we have.
+            logger.warning("right channel refused", extra={"code": error.code})
+        self._splitter = Splitter()
+        self._begin_again()
+        for batch, at in early:
+            self.feed(batch, at)
+        if early.lost_bytes:
+            self._splitter.skip(early.lost_bytes)
+            self._lose_until(early.lost_until)
+            if self._right is not None:
+                self._right._lose_until(early.lost_until)
+        if self._right is not None and self._reason.done():
+            self._right.end(self._reason.result())
+
+    def _begin_again(self) -> None:
+        """Throw away what was taken for one channel."""
+        self.frames = self.received_samples = self.filled_samples = self._end = 0
+        self._resampler = None
+        self._ring = RingBuffer(RING_S * LIVE_RATE)
+        if self._capture is not None:
+            self._capture.restart()
+
+    def _lose_until(self, at: float) -> None:
+        """Put silence where early audio was too much to be kept, and say so."""
+        start = self._end
+        self._fill(max(0, self._gap(at)))
+        self._lost(start, self._end, "registration found too late")
 
     def _let_go(self, reason: str) -> None:
         """End the leg and its stream, if nothing else has ended them."""
@@ -517,13 +665,18 @@ class LegSession:
     def _start(self, leg: Leg, call: Call) -> None:
         self._leg = leg
         logger.info("leg started", extra={"leg_uuid": self.uuid})
+        if self._refused:
+            return
         started = [other for other in call.legs if other.started_at]
-        if all(_order(leg) <= _order(other) for other in started):
+        if self._left is None and all(_order(leg) <= _order(other) for other in started):
             self._publish("call.started", **_call_fields(call))
         self._publish("leg.started", leg=leg.leg, uuid=leg.uuid)
         for event_type, fields in self._early:
             self._publish(event_type, **fields)
         self._early.clear()
+        self._know_channels(leg)
+
+    async def _begin_recognition(self, leg: Leg) -> None:
         if self._calls.recognizer is None or self._ring is None:
             return
         try:
@@ -537,6 +690,20 @@ class LegSession:
         except Exception:
             # A leg without words is still captured, and its recording is transcribed.
             logger.exception("recognition of a leg cannot start")
+        else:
+            if self._recognition is None:
+                await self._go_without_text()
+
+    async def _go_without_text(self) -> None:
+        self._ring = None
+        logger.warning("leg gets no live text: too many calls at once")
+        try:
+            # Stored before it is published, as finals are.
+            await self._calls.records.note_no_text(self.uuid, NO_TEXT)
+        except Exception:
+            # People do not learn why there is no text; the leg must go on.
+            logger.exception("why a leg has no text cannot be stored")
+        self._publish("lag.updated", lag_s=None, state="recording")
 
     async def _until_ended(self) -> str:
         storing = asyncio.create_task(self._store_finals())
@@ -548,10 +715,7 @@ class LegSession:
         finally:
             storing.cancel()
             self._stop_recognition()
-        path = None
-        if self._capture is not None:
-            await self._capture.close()
-            path = self._capture.path
+        path = await self._captured()
         await self._calls.records.end_leg(self.uuid, reason, path)
         duration = round(self._end / LIVE_RATE, 3)
         self._publish("leg.ended", leg=self._known_leg().leg, duration=duration, reason=reason)
@@ -568,15 +732,31 @@ class LegSession:
         )
         return reason
 
+    async def _captured(self) -> Path | None:
+        """Return where the leg was captured, once all of it is there."""
+        capture = self._capture
+        if capture is None:
+            return None
+        await capture.close()
+        if self._refused:  # meanwhile
+            await asyncio.to_thread(capture.path.unlink, missing_ok=True)
+            return None
+        return capture.path
+
     async def _store_finals(self) -> None:
         """Store and publish finals in order, until None comes."""
         leg = self._known_leg()
         while (item := await self._finals.get()) is not None:
             segment, heard = item
+            if self._refused:
+                continue
             try:
                 # Stored before it is published: a page that loads the call from the database and
                 # resumes the events from there misses nothing.
                 await self._calls.records.add_segment(leg.call_id, segment)
+            except Refused:
+                self.refuse()
+                continue
             except Exception:
                 # Only this final is lost from the record; the pages still show it.
                 logger.exception("a final cannot be stored", extra={"segment": segment.segment})
@@ -647,26 +827,30 @@ class LegSession:
         )
 
     def _publish(self, event_type: str, **fields: Any) -> None:
+        if self._refused and event_type != "leg.ended":
+            return
         if self._leg is None:
             self._early.append((event_type, fields))
             return
         if event_type in ("dtmf", "audio.lost"):
             fields["leg"] = self._leg.leg
+        if event_type == "audio.lost":
+            for name in ("start", "end"):  # of the leg, which may not have been known
+                fields[name] = round(self._leg.offset_s + fields[name], 3)
         self._calls.publisher.put(events.make(event_type, self._leg.call_id, **fields))
 
     def _lost_from_any_thread(self, start: int, end: int, reason: str) -> None:
         self._calls.loop.call_soon_threadsafe(self._lost, start, end, reason)
 
     def _lost(self, start: int, end: int, reason: str) -> None:
-        offset_s = self._leg.offset_s if self._leg is not None else 0.0
         logger.warning(
             "audio lost",
             extra={"leg_uuid": self.uuid, "samples": end - start, "reason": reason},
         )
         self._publish(
             "audio.lost",
-            start=round(offset_s + start / LIVE_RATE, 3),
-            end=round(offset_s + end / LIVE_RATE, 3),
+            start=start / LIVE_RATE,
+            end=end / LIVE_RATE,
             reason=reason,
         )
 

@@ -257,7 +257,12 @@ def _fetch(source: Source, site: Site) -> None:
 
 def folder_of(recording: Recording, audio_dir: Path) -> Path:
     """Return where the files of a recording are stored."""
-    return audio_dir / f"{recording.created_at:%Y/%m}" / recording.audio_id
+    return folder_at(recording.audio_id, recording.created_at, audio_dir)
+
+
+def folder_at(audio_id: str, created_at: datetime, audio_dir: Path) -> Path:
+    """Return where the files of the recording of that id and creation are stored."""
+    return audio_dir / f"{created_at:%Y/%m}" / audio_id
 
 
 def is_ours(path: str, audio_dir: Path) -> bool:
@@ -335,8 +340,10 @@ def _check_still(path: Path, site: Site) -> None:
     if -_FUTURE_S < age_s < site.settle_s:
         raise NotYet(max(0.1, site.settle_s - age_s), "the file is still changing")
     patience_s = site.settle_s * REPAIR_AFTER
-    # Asterisk writes an empty header first and the right one when it closes the file.
-    if -_FUTURE_S < age_s < patience_s and (not status.st_size or audio.wav_needs_repair(path)):
+    # Asterisk writes an empty header first, then sound every two seconds, and the right header when
+    # it closes the file.
+    has_sound = status.st_size > audio.WAV_HEADER_BYTES
+    if -_FUTURE_S < age_s < patience_s and (not has_sound or audio.wav_needs_repair(path)):
         raise NotYet(max(site.settle_s, 0.1), "the file's header says that it is not finished")
 
 

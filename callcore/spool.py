@@ -24,6 +24,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from callcore import filenames, intake, log
+from callcore.audio import WAV_HEADER_BYTES
 from callcore.calls import CallFacts, Media
 from callcore.errors import Refused
 from callcore.jobs import Waker
@@ -218,7 +219,9 @@ def files(folder: Path, unread: dict[str, str]) -> Iterator[Found]:
             continue
         # Notes and lists of files lie in spools too.
         is_audio = filenames.AUDIO_EXTENSION.fullmatch(filenames.parse(entry.name).extension)
-        if is_audio and stat.S_ISREG(status.st_mode):
+        # MixMonitor begins with a header alone, and leaves it so where nobody answered.
+        is_bare = is_audio and 0 < status.st_size <= WAV_HEADER_BYTES
+        if is_audio and stat.S_ISREG(status.st_mode) and not is_bare:
             changed_at = max(status.st_mtime, status.st_ctime)
             # File systems know years that databases and clocks do not.
             mtime_ns = min(status.st_mtime_ns, _MAX_NS)

@@ -128,7 +128,7 @@ async def test_what_the_dialplan_does_not_pass_is_asked_for(
 async def test_an_asterisk_that_does_not_answer_is_not_waited_for(
     works: Works, reports: Reports, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("callcore.agi.hangup.ASK_S", 0.05)
+    monkeypatch.setattr("callcore.agi.said.ASK_S", 0.05)
     async with serving(works, reports) as server:
         dialplan = await Dialplan.connect(server.address)
         dialplan.greet("hangup", f"file={ID}.wav")

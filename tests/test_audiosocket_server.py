@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from callcore import audiosocket_server, session
-from callcore.audiosocket import MAX_OTHERS, Kind, encode, silence_frame
+from callcore.audiosocket import MAX_OTHERS, PROBE_UUID, Kind, encode, silence_frame
 from callcore.audiosocket_server import AudioSocketServer
 from callcore.calls import CallState
 from callcore.ringbuffer import RingBuffer
@@ -59,6 +60,12 @@ async def stream(server: AudioSocketServer, leg_uuid: str | None = None) -> Wire
     wire.greet(leg_uuid or new_uuid())
     assert await wire.frame() == SILENCE
     return wire
+
+
+def captured(parts: Live, call_id: str) -> np.ndarray:
+    """Return what was captured of a call of one leg."""
+    [media] = parts.storage.capture_media(call_id)
+    return np.frombuffer(Path(media.path).read_bytes()[44:], "<i2").astype(int)
 
 
 @asynccontextmanager
@@ -364,3 +371,70 @@ async def test_a_peer_that_sends_faster_than_people_speak_is_let_go(tmp_path: Pa
         [ended] = await parts.sink.until("leg.ended")
         assert ended["reason"] == "too-fast"
         assert ended["duration"] <= session.MAX_AHEAD_S + PATIENCE_S
+
+
+@on_uvloop
+async def test_a_probe_is_answered_and_is_no_leg(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    async with daemon(tmp_path, max_calls="1") as (parts, server):
+        wire = await stream(server, PROBE_UUID)
+        wire.speak(ramp(0, 1600))  # dropped
+        async with good_leg_beside(parts, server):  # it takes nobody's place
+            wire.close()
+            async with asyncio.timeout(PATIENCE_S):
+                while len(server.peers) > 1:
+                    server._changed.clear()
+                    await server._changed.wait()
+        await count(server, "hangup")
+        assert server.counts == {"probe": 1, "accepted": 1, "hangup": 1}
+        assert [call.call_id for call in parts.storage.calls(None, 10)[0]] == ["good"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@on_uvloop
+async def test_a_probe_that_does_not_hang_up_is_dropped(tmp_path: Path):
+    async with daemon(tmp_path) as (_, server):
+        wire = await stream(server, PROBE_UUID)
+        server.tick(server.clock() + audiosocket_server.PROBE_S - 1.0)
+        assert len(server.peers) == 1
+        server.tick(server.clock() + audiosocket_server.PROBE_S)
+        with contextlib.suppress(ConnectionError):
+            await wire.closed()
+        assert server.counts == {"probe": 1}
+
+
+@on_uvloop
+async def test_wideband_frames_are_heard_and_captured_at_8_khz(tmp_path: Path):
+    # As ARI's externalMedia with slin16 and c(slin16) send them: kind 0x12, 640 bytes.
+    async with daemon(tmp_path) as (parts, server):
+        wire = await stream(server, parts.register("call-1", "caller"))
+        tone = (np.sin(np.arange(32000) * 2 * np.pi * 300 / 16000) * 9000).astype("<i2").tobytes()
+        for at in range(0, len(tone), 640):
+            wire.send(encode(Kind.SLIN16, tone[at : at + 640]))
+        wire.close()
+        [ended] = await parts.sink.until("leg.ended")
+        assert ended["reason"] == "hangup"
+        heard = captured(parts, "call-1")[:16000]
+        assert len(heard) > 15900
+        expected = (np.sin(np.arange(len(heard)) * 2 * np.pi * 300 / 8000) * 9000).astype(int)
+        assert np.abs(heard - expected)[100:-100].max() < 30
+
+
+@on_uvloop
+async def test_a_stream_that_changes_its_kind_goes_on_in_its_place(tmp_path: Path):
+    # A codec that changes within the call: narrow, wide, narrow again.
+    async with daemon(tmp_path) as (parts, server):
+        wire = await stream(server, parts.register("call-1", "caller"))
+        level = np.full(16000, 4000, "<i2").tobytes()
+        for kind, size, frames in (
+            (Kind.SLIN, 320, 25),
+            (Kind.SLIN16, 640, 25),
+            (Kind.SLIN48, 1920, 8),
+            (Kind.SLIN, 320, 25),
+        ):
+            for _ in range(frames):
+                wire.send(encode(kind, level[:size]))
+        wire.close()
+        [ended] = await parts.sink.until("leg.ended")
+        assert ended["duration"] == pytest.approx(83 * 0.02, abs=0.02)
+        heard = captured(parts, "call-1")
+        assert np.count_nonzero(np.abs(heard - 4000) < 40) > 0.95 * len(heard)

@@ -1,8 +1,10 @@
 """The state of an analysis, from its rows."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from callcore.calls import DocumentState, StepState, StepStatus, now
+from callcore.calls import Call, CallFacts, CallState, DocumentState, StepState, StepStatus, now
 from callcore.document import current_step, error_of, progress_of, state_of
 
 
@@ -55,3 +57,43 @@ def test_the_error_is_that_of_the_first_failed_step() -> None:
 
 def test_a_recording_without_steps_has_made_no_progress() -> None:
     assert progress_of([]) == 0
+
+
+BEGAN = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+
+
+def call(state: CallState, answered_s: float | None, *, is_start_known: bool = True) -> Call:
+    """Return a call of a minute that was answered after some seconds."""
+    return Call(
+        call_id="c",
+        session_id="c-1",
+        state=state,
+        started_at=BEGAN,
+        ended_at=None if state == CallState.LIVE else BEGAN + timedelta(seconds=60),
+        reason=None,
+        facts=CallFacts(started_at=BEGAN if is_start_known else None),
+        answered_at=None if answered_s is None else BEGAN + timedelta(seconds=answered_s),
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "answered_s", "wait_s"),
+    [
+        (CallState.ENDED, 14.0, 14.0),
+        (CallState.LIVE, 14.0, 14.0),
+        (CallState.LIVE, None, None),  # it still rings
+        (CallState.ENDED, None, None),  # nobody told when it was answered
+        (CallState.MISSED, None, 60.0),
+        (CallState.ENDED, -0.6, 0.0),  # the PBX tells whole seconds
+        (CallState.ENDED, -5.0, None),  # our zero is not the start of the wait
+    ],
+)
+def test_the_wait_ends_with_the_answer_or_with_a_missed_call(
+    state: CallState, answered_s: float | None, wait_s: float | None
+) -> None:
+    assert call(state, answered_s).wait_s == wait_s
+
+
+def test_nobody_knows_the_wait_of_a_call_whose_start_is_not_known() -> None:
+    assert call(CallState.MISSED, None, is_start_known=False).wait_s is None
+    assert call(CallState.ENDED, 14.0, is_start_known=False).wait_s is None

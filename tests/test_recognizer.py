@@ -90,15 +90,142 @@ async def test_utterances_come_as_finals_with_their_words_and_places():
     assert start / SECOND + word.s == pytest.approx(0.5, abs=0.001)
 
 
-async def test_the_load_is_the_share_of_the_time_that_decoders_worked():
+async def test_the_load_is_the_share_of_the_newest_seconds_that_decoders_worked():
     bench = Bench()
-    assert bench.recognizer.take_load() == 0.0
+    assert bench.recognizer.load() == 0.0
     leg = bench.open()
-    await bench.play(leg, audio([(0, 0.5), (1001, 2.0), (0, 1.0)]), answer="vad")
+    await bench.play(leg, call(1001))  # the first answer of a process may have loaded its model
+    await bench.play(leg, audio([(1002, 2.0), (0, 1.0)]), answer="vad")
+    assert 0.0 < bench.recognizer.load() == bench.recognizer.load() < 1.0
     await bench.settle()
-    assert 0.0 < bench.recognizer.take_load() <= 1.0
     bench.clock.now += 60
-    assert bench.recognizer.take_load() == 0.0
+    assert bench.recognizer.load() == 0.0
+
+
+async def talk(bench, legs, seconds, *, per_decode_s):
+    """Let everybody say a word each 2 s, and the decoder take so long for each job."""
+    for second in range(seconds):
+        for leg in legs:
+            leg.ring.append(audio([(1001 + second, 0.5), (0, 1.5)]).tobytes())
+        for _ in range(32):
+            bench.clock.now += 0.0625
+            bench.recognizer.tick()
+            await bench.inference.settle("vad")
+            due = [i for i, each in enumerate(bench.inference.open) if each[2] == "decode"]
+            since = [call.since for lane in bench.lanes for call in lane.running.values()]
+            if due and bench.clock.now - min(since) >= per_decode_s * bench.inference.batches[-1]:
+                bench.inference.answer(due[0])
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+
+def limited(max_load=0.9, *, threads=1, **config):
+    bench = Bench(
+        inference=FakeInference(threads=threads),
+        config=RecognizerConfig(max_load=max_load, **config),
+    )
+    bench.lanes = set(bench.queue.lanes.values())
+    return bench
+
+
+def meter_of(bench):
+    return bench.recognizer._admission[bench.queue.lanes["live"]].meter
+
+
+def room(bench, most=200):
+    """Open legs until one is refused; return how many were opened."""
+    for number in range(most):
+        if bench.open().recognition is None:
+            bench.legs.pop()
+            return number
+    return most
+
+
+async def test_a_burst_is_admitted_up_to_what_legs_are_assumed_to_cost():
+    # 60 legs within a second: none of them has been measured yet.
+    assert room(limited(0.9), 60) == 18
+    assert room(limited(0.9, threads=2), 60) == 36
+    assert room(limited(0.9, leg_cost=0.01), 60) == 60
+    assert room(limited(float("inf")), 60) == 60
+
+
+async def test_an_idle_decoder_takes_a_leg_whatever_it_costs():
+    bench = limited(0.1, leg_cost=3.0)
+    assert room(bench) == 1
+    bench.legs[0].recognition.discard()
+    assert room(bench) == 1
+
+
+async def test_a_decoder_that_is_busy_takes_no_leg_and_gives_up_no_word_of_the_others():
+    bench = limited(0.9, leg_cost=0.01)
+    legs = [bench.open() for _ in range(4)]
+    # Four finals of 0.25 s each 2 s: half of the time of one thread, and 0.125 a leg.
+    await talk(bench, legs, 30, per_decode_s=0.25)
+    assert meter_of(bench).load == pytest.approx(0.5, abs=0.05)
+    assert bench.recognizer.load() == pytest.approx(0.25, abs=0.03)  # the other engine idles
+    opened = room(bench)
+    assert 1 <= opened <= 4
+    late = bench.legs[4:]
+    await talk(bench, [*legs, *late], 20, per_decode_s=0.25)
+    assert bench.open().recognition is None
+    bench.legs.pop()
+    await bench.finish()
+    assert all(len(leg.listener.words) == 50 for leg in legs)
+    assert all(len(leg.listener.words) == 20 for leg in late)
+
+
+async def test_silent_legs_make_room_but_never_count_for_nothing():
+    bench = limited(0.9)
+    first = room(bench)
+    await bench.tick(120.0)
+    for _ in range(200):
+        await bench.tick()
+    second = room(bench, 500)
+    assert first < second <= 0.9 / (0.25 * 0.05)
+
+
+async def test_once_legs_are_refused_it_takes_some_room_before_one_is_admitted():
+    bench = limited(0.9)
+    assert room(bench) == 18
+    # One hangs up, and the next one still comes too early: no call gets text by chance.
+    bench.legs.pop().recognition.discard()
+    assert room(bench) == 0
+    for _ in range(3):
+        bench.legs.pop().recognition.discard()
+    assert room(bench) == 0
+    bench.legs.pop().recognition.discard()
+    assert room(bench) == 5
+
+
+async def test_partials_are_no_reason_to_refuse_a_leg():
+    bench = limited(0.9, partial_intervals_s=(0.1,) * 8, overloaded_s=1e9)
+    leg = bench.open()
+    await bench.play(leg, call(1000))  # the first answer of a process does not count
+    for word in range(1001, 1011):
+        for begin in range(0, 8 * SECOND // 5, 512):
+            leg.ring.append(audio([(word, 0.064)]).tobytes())
+            await bench.tick(answer="vad")
+            await bench.settle() if begin % 1024 else None
+    meter = meter_of(bench)
+    assert meter.load > 0.2
+    assert meter.needed_load < meter.load / 3
+    assert room(bench, 10) == 10
+
+
+async def test_loading_the_model_is_no_load():
+    bench = limited(0.9)
+    leg = bench.open()
+    await bench.play(leg, audio([(1001, 0.5), (0, 20.0)]), answer="vad")
+    assert bench.recognizer.load() == 0.0
+    assert bench.open().recognition is not None
+    await bench.settle()
+    assert bench.recognizer.load() == 0.0
+
+
+async def test_each_engine_has_room_of_its_own():
+    bench = limited(0.9)
+    assert room(bench) == 18
+    assert bench.open(language="sw").recognition is not None
 
 
 async def test_silence_calls_no_decoder():

@@ -8,7 +8,7 @@ from callcore.errors import CallcoreError
 CLONE = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["Procfile", "migrations", "dialplan", "samples"])
+@pytest.mark.parametrize("name", ["Procfile", "migrations", "dialplan", "deploy", "samples"])
 def test_a_checkout_reads_its_own_folders(name: str) -> None:
     assert resources.path(name) == CLONE / name
 

@@ -534,6 +534,49 @@ async def test_lag_is_told_to_the_room(tmp_path: Path):
         assert parts.sink.of("lag.updated") == [{"lag_s": 1.235, "state": "behind"}]
 
 
+async def test_a_leg_without_room_goes_on_without_text_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    async with live(tmp_path) as parts:
+        parts.recognizer.room = 1
+        note = failing(2, parts.storage.note_no_text, LOCKED)
+        monkeypatch.setattr(parts.storage, "note_no_text", note)
+        now = parts.calls.clock()
+        heard = open_leg(parts, parts.register("call-1", "caller", caller="+254700000001"), now)
+        recognition = await parts.recognizer.leg()
+        mute = open_leg(parts, parts.register("call-2", "caller", caller="+254700000002"), now)
+        [lag] = await parts.sink.until("lag.updated")
+        assert lag == {"lag_s": None, "state": "recording"}
+        [leg] = parts.storage.call("call-2").legs
+        assert leg.no_text == session.NO_TEXT  # by the time that it is told
+        mute.feed([slin(ramp(0, 8000))], now + 1.0)
+        recognition.say(0, "Hello.")
+        heard.end("hangup")
+        mute.end("hangup")
+        await parts.sink.until("call.ended", 2)
+        [media] = parts.storage.capture_media("call-2")
+        assert size_of(media) == 44 + 16000
+        assert len(parts.storage.live_segments("call-1")) == 1
+        assert parts.storage.live_segments("call-2") == []
+        assert parts.storage.call("call-1").legs[0].no_text is None
+    assert "+2547" not in caplog.text
+    assert "leg gets no live text" in caplog.text
+
+
+async def test_a_reason_for_no_text_that_cannot_be_stored_costs_no_leg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with live(tmp_path) as parts:
+        parts.recognizer.room = 0
+        note = failing(1, parts.storage.note_no_text, peewee.IntegrityError("no"))
+        monkeypatch.setattr(parts.storage, "note_no_text", note)
+        leg = open_leg(parts, parts.register("call-1", "caller"), parts.calls.clock())
+        await parts.sink.until("lag.updated")
+        leg.end("hangup")
+        [ended] = await parts.sink.until("leg.ended")
+        assert ended["reason"] == "hangup"
+
+
 async def test_without_recognition_and_capture_a_call_still_comes_and_goes(tmp_path: Path):
     async with live(tmp_path, live="off", capture="off") as parts:
         leg = open_leg(parts, new_uuid(), parts.calls.clock())

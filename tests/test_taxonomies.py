@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from callcore import doctor, taxonomies
+from callcore import taxonomies
 from callcore.category_rules import failed_examples
+from callcore.doctor import site
 from callcore.errors import ConfigError
 from callcore.settings import load
 
@@ -188,7 +189,7 @@ def test_the_example_in_the_documentation_is_a_taxonomy():
 def test_the_doctor_checks_a_sites_own_taxonomies(tmp_path: Path, text, state, said):
     own = tmp_path / "own.yaml"
     own.write_text(text)
-    found = doctor._taxonomies(load({"CALLCORE_TAXONOMIES": str(own)}))
+    found = site.check_taxonomies(load({"CALLCORE_TAXONOMIES": str(own)}))
     assert (found.check, found.state) == ("taxonomies", state)
     assert said in found.detail
     assert state == "ok" or str(own) in found.detail

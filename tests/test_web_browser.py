@@ -2,6 +2,7 @@
 
 import wave
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,10 +15,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from callcore.calls import Media
+from callcore.calls import Disposition, Media
 from callcore.results import Segment
 from tests.support.analysed import full, proceed, sample, sample_segments, store
 from tests.support.browser import browser, resize
+from tests.support.endings import change, lost, missed, refuse, without_text
 from tests.support.pages import SAMPLES, Pages, sample_turns, segment_of
 from tests.support.results import segment
 from tests.support.valkey import Valkey, stopped_valkey, valkey
@@ -321,6 +323,189 @@ def test_every_page_fits_a_narrow_screen_and_can_be_used_by_keyboard(
                     ".map((e) => e.outerHTML)"
                 )
                 assert small == [], page
+
+
+# ---- what is not heard, and what must not be
+
+
+def test_a_leg_without_live_text_is_said_calmly(pages: Pages, browser: webdriver.Chrome) -> None:
+    pages.begin_call(CALL, caller="100")
+    pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "Hello there."))
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        until_text(browser, "#transcript", "Hello there.")
+        notice = browser.find_element(By.ID, "no-text")
+        assert not notice.is_displayed()
+        without_text(pages, pages.legs["agent"])
+        pages.publish("lag.updated", CALL, lag_s=None, state="recording")
+        until_text(browser, "#no-text", "No live text for the agent: too many calls at once.")
+        assert text_of(browser, "#no-text").endswith("The recording will be transcribed.")
+        assert notice.is_displayed()
+        until_text(browser, "#legs", "on the line, no live text")
+        # The other leg goes on as before.
+        pages.publish("lag.updated", CALL, lag_s=7.0, state="behind")
+        until_text(browser, "#lag", "7 s behind")
+        pages.publish("lag.updated", CALL, lag_s=None, state="recording")
+        pages.say(CALL, segment_of(2, "caller", 3.0, 4.0, "Can you hear me?"))
+        until_text(browser, "#transcript", "Can you hear me?")
+        assert text_of(browser, "#lag") == "Text is 7 s behind"
+        # Whoever comes later learns it from the record.
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#no-text", "No live text for the agent")
+        browser.get(url)
+        until_text(browser, "#rows [data-field=lag]", "7 s behind")
+
+
+def test_a_call_without_any_live_text_is_not_waited_for(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    pages.begin_call(CALL, ("mixed",), caller="100")
+    with pages.served() as url:
+        browser.get(url)
+        until_text(browser, "#rows [data-field=lag]", "On time")
+        without_text(pages, pages.legs["mixed"])
+        pages.publish("lag.updated", CALL, lag_s=None, state="recording")
+        until_text(browser, "#rows [data-field=lag]", "After the call")
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#no-text", "No live text for this call: too many calls at once.")
+        until_text(browser, "#waiting", "The words come after the call, from its recording.")
+        assert not browser.find_element(By.ID, "lag").is_displayed()
+
+
+@pytest.mark.parametrize("told", ["leg.ended", "call.ended"])
+def test_a_refusal_takes_the_words_away_at_once(
+    pages: Pages, browser: webdriver.Chrome, told: str
+) -> None:
+    pages.begin_call(CALL, caller="+254 700 000 123", agent="Amina")
+    pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "My secret."))
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        until_text(browser, "#transcript", "My secret.")
+        pages.say(CALL, segment_of(2, "caller", 3.0, 4.0, "Another secret."))
+        until_text(browser, "#announcer", "Another secret.")
+        partial(pages, 3, "and a secret that is not", 0, start=5.0)
+        until_text(browser, ".partial", "and a secret")
+        refuse(pages, CALL)
+        leg = {"leg": "caller"} if told == "leg.ended" else {}
+        pages.publish(told, CALL, duration=5.0, reason="consent refused", **leg)
+        until_text(browser, "#refused", "The caller refused analysis.")
+        assert browser.find_element(By.ID, "refused").is_displayed()
+        assert "secret" not in browser.page_source
+        assert text_of(browser, "#who") == CALL
+        # What was on its way comes too late.
+        partial(pages, 4, "a late secret", 0, start=6.0)
+        pages.publish(
+            "transcript.final", CALL, leg="caller", segment=5, start=7, end=8, text="A late secret"
+        )
+        pages.end_call(CALL)
+        until_text(browser, "#after", "Nothing of this call is analysed or kept.")
+        until_text(browser, "#about", "withheld at the caller's wish")
+        assert "secret" not in browser.page_source
+        assert "+254" not in browser.page_source
+        assert text_of(browser, "#state") == "Analysis refused"
+        assert text_of(browser, "#waiting") == "No text of this call is kept."
+
+
+def test_a_page_that_missed_the_refusal_learns_of_it_from_the_record(
+    tmp_path: Path, stopped_valkey: Valkey, browser: webdriver.Chrome
+) -> None:
+    """Its events are gone, the refusal among them: what comes is `reset`."""
+    stopped_valkey.start()
+    pages = Pages(tmp_path, stopped_valkey.url)
+    pages.begin_call(CALL, caller="+254 700 000 123")
+    pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "My secret."))
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        until_text(browser, "#transcript", "My secret.")
+        stopped_valkey.kill()
+        until_text(browser, "#connection", "event broker is away")
+        (path,) = stopped_valkey.folder.glob("appendonlydir/*.incr.aof")
+        path.write_bytes(b"garbage\r\n" * 10)
+        refuse(pages, CALL)
+        stopped_valkey.start()
+        until_text(browser, "#refused", "The caller refused analysis.")
+        assert "secret" not in browser.page_source
+        assert "+254" not in browser.page_source
+    pages.close()
+
+
+def test_the_call_page_takes_everything_away_when_the_caller_refuses(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    pages.begin_call(CALL, caller="+254 700 000 123")
+    pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "My secret."))
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        until_text(browser, "#transcript", "My secret.")
+        refuse(pages, CALL)
+        pages.end_call(CALL)
+        until_text(browser, "#outcome", "The caller refused analysis")
+        until_text(browser, "#head", "Analysis refused")
+        assert "secret" not in browser.page_source
+        assert "+254" not in browser.page_source
+        assert text_of(browser, "#notice") == ""
+
+
+def test_a_call_that_nobody_answers_ends_as_missed(pages: Pages, browser: webdriver.Chrome) -> None:
+    pages.begin_call(CALL, ("caller",), caller="100")
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        pages.storage.end_leg(pages.legs["caller"], "hangup", None)
+        ended = pages.storage.end_call_if_idle(CALL, "hangup")
+        assert ended
+        change(pages, CALL, state="missed", disposition="abandoned")
+        pages.publish("call.ended", CALL, duration=ended.duration_s, reason="hangup")
+        until_text(browser, "#state", "Missed")
+        until_text(browser, "#after", "Nobody answered.")
+        until_text(browser, "#about [data-field=outcome]", "Caller hung up")
+
+
+def test_a_lost_recording_is_looked_for_again_from_its_page(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    audio_id = lost(pages, CALL)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}")
+        until_text(browser, ".problems", "The recording is missing")
+        browser.find_element(By.CSS_SELECTOR, "[data-rerun]").click()
+        until_text(browser, ".progress-card", "Next: read the recording")
+        assert pages.storage.steps(audio_id)[0].status == "pending"
+
+
+def test_the_list_of_missed_calls_fits_every_screen_and_reads_well(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    began = datetime(2026, 11, 23, 9, 0, tzinfo=UTC)
+    missed(pages, "1.1", Disposition.FAILED, began, 3725, caller="9" * 150, queue="q" * 200)
+    store(pages, "1.2", sample(), full(), caller="100")
+    change(pages, "1.2", state="missed", disposition=Disposition.NO_ANSWER)
+    store(pages, "1.3", sample(), full(), caller="100")
+    refuse(pages, "1.3")
+    lost(pages, "1.4")
+    pages.begin_call("1.5", caller="100")
+    without_text(pages, *pages.legs.values())
+    paths = ["/", "/calls/", "/calls/?state=missed", "/calls/1.5/live"]
+    with pages.served() as url:
+        for path in (*paths, *(f"/calls/1.{number}" for number in range(1, 6))):
+            for width in (1440, 1000, 390, 320):
+                resize(browser, width, 844)
+                browser.get(url + path)
+                needed = browser.execute_script("return document.documentElement.scrollWidth")
+                assert needed <= width, (path, width)
+            assert browser.execute_script(FAINT) == [], path
+            small = browser.execute_script(
+                "return [...document.querySelectorAll('.tabs a, button')]"
+                ".filter((e) => e.offsetParent && e.getBoundingClientRect().height < 24).length"
+            )
+            assert small == 0, path
+        browser.get(f"{url}/calls/")
+        browser.find_element(By.LINK_TEXT, "Missed").click()
+        until_text(browser, "#list", "waited 1:02:05 min")
+        assert "1.3" not in text_of(browser, "#list")
 
 
 # ---- the analysis

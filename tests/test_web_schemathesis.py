@@ -15,9 +15,10 @@ import schemathesis
 
 from callcore import settings
 from callcore.audio import WavWriter
-from callcore.calls import Media
+from callcore.calls import Disposition, Media, now
 from callcore.ledger import Ledger
 from tests.support import results
+from tests.support.endings import missed, refuse, without_text
 from tests.support.pages import Pages, segment_of
 from web import openapi
 from web.__main__ import make_server
@@ -84,12 +85,16 @@ def served(folder: Path, token: str = "") -> Iterator[tuple[Pages, str]]:
 
 
 def fill(pages: Pages) -> str:
-    """Make a live call, an ended one, and a recording with every result; return its audio_id."""
+    """Make calls of every kind, and a recording with every result; return its audio_id."""
     pages.redis_url = ""
     pages.begin_call("1.2", caller="100", agent="Ann")
     pages.storage.add_live_segment("1.2", segment_of(1, "caller", 1.0, 2.0, "Hello there"))
     pages.begin_call("1.3", ("mixed",))
     pages.end_call("1.3")
+    missed(pages, "1.4", Disposition.ABANDONED, now(), 32.5, caller="100")
+    pages.begin_call("1.5", ("caller",), caller="100")
+    without_text(pages, *pages.legs.values())
+    refuse(pages, "1.5")
     path = pages.folder / "a.wav"
     with WavWriter(path, 8000, 2) as writer:
         writer.write(b"\0\0\1\0" * 8000)

@@ -134,7 +134,7 @@ def test_the_wheel_carries_the_whole_house_and_nothing_of_the_workshop(
     with zipfile.ZipFile(installed.wheel) as archive:
         names = set(archive.namelist())
     bundle = "callcore/_bundle/"
-    for tracked in ("Procfile", "dialplan", "migrations", "samples"):
+    for tracked in ("Procfile", "deploy", "dialplan", "migrations", "samples"):
         files = [CLONE / tracked] if tracked == "Procfile" else (CLONE / tracked).rglob("*")
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
@@ -150,11 +150,11 @@ def test_the_wheel_carries_the_whole_house_and_nothing_of_the_workshop(
 def test_the_installed_callcore_is_the_wheels_and_finds_its_folders(installed: Installed) -> None:
     code = (
         "import callcore, callcore.resources as r; print(callcore.__file__); "
-        "[print(r.path(n)) for n in ('Procfile', 'migrations', 'dialplan', 'samples')]"
+        "[print(r.path(n)) for n in ('Procfile', 'migrations', 'dialplan', 'deploy', 'samples')]"
     )
     done = installed.run("python", "-c", code)
     assert done.returncode == 0, done.stdout
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
     assert all("site-packages" in line for line in done.stdout.splitlines())
 
 

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 #: field (400).
 STATUS_OF_CODE = {
     "uuid-in-use": 409,
+    "consent-refused": 409,
     "too-large": 413,
     "no-room": 507,
     "quota-used": 429,

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from callcore import admission, bus, document, insights_document, intake
-from callcore.calls import CallFacts, Media, Recording, RecordingState
+from callcore.calls import REFUSED, CallFacts, Media, Recording, RecordingState
 from callcore.errors import CallcoreError, InvalidRecording
 from callcore.intake import Accepted
 from callcore.storage import Storage
@@ -48,7 +48,7 @@ async def register_leg(request: Request) -> Response:
     if not isinstance(uuid, str):
         raise ApiError(400, "bad-uuid", "expected a UUID of 36 characters", "uuid")
     facts = _facts(body)
-    leg = await run_in_threadpool(intake.register_leg, site.storage, uuid, facts)
+    leg = await run_in_threadpool(intake.register_leg, site.storage, uuid, facts, site.settings)
     answer = {**leg_json(leg), "call_id": leg.call_id, "page": f"/calls/{leg.call_id}/live"}
     return JSONResponse(answer, 201)
 
@@ -70,12 +70,11 @@ async def lobby_state(site: Site) -> dict[str, Any]:
     # The id first: what is stored after it comes again as an event, and nothing is missed.
     last_event_id, recent = await _stream_state(site, bus.LOBBY)
     calls = [call_json(each) for each in await run_in_threadpool(site.storage.live_calls)]
-    lags: dict[str, dict[str, Any]] = {}
+    by_call: dict[str, list[dict[str, Any]]] = {}
     for event in recent:
-        if event["type"] == "lag.updated":
-            lags.setdefault(event["call_id"], event)
+        by_call.setdefault(event["call_id"], []).append(event)
     for each in calls:
-        each["lag"] = _lag(lags.get(each["call_id"]))
+        each["lag"] = _lag(by_call.get(each["call_id"], []))
     return {"calls": calls, "last_event_id": last_event_id}
 
 
@@ -89,9 +88,9 @@ async def call_state(site: Site, any_id: str) -> dict[str, Any]:
     last_event_id, recent = await _stream_state(site, bus.room(own_id))
     state = await run_in_threadpool(_stored_state, site.storage, own_id)
     finals = {segment["segment"] for segment in state["segments"]}
-    lag = next((event for event in recent if event["type"] == "lag.updated"), None)
-    partials = _partials(recent, finals) if state["state"] == "live" else []
-    return {**state, "partials": partials, "lag": _lag(lag), "last_event_id": last_event_id}
+    is_heard = state["state"] == "live" and state["consent"] != REFUSED
+    partials = _partials(recent, finals) if is_heard else []
+    return {**state, "partials": partials, "lag": _lag(recent), "last_event_id": last_event_id}
 
 
 async def _stream_state(site: Site, stream: str) -> tuple[str | None, list[dict[str, Any]]]:
@@ -103,9 +102,12 @@ async def _stream_state(site: Site, stream: str) -> tuple[str | None, list[dict[
 
 
 def _stored_state(storage: Storage, call_id: str) -> dict[str, Any]:
+    call = storage.call(call_id)
+    # What a leg said in the moment of the refusal may be stored a moment after it.
+    segments = [] if call.consent == REFUSED else storage.live_segments(call_id)
     return {
-        **call_json(storage.call(call_id)),
-        "segments": [segment.as_json() for segment in storage.live_segments(call_id)],
+        **call_json(call),
+        "segments": [segment.as_json() for segment in segments],
         "recordings": [_with_status(storage, each) for each in storage.recordings_of(call_id)],
     }
 
@@ -127,7 +129,11 @@ def _partials(recent: list[dict[str, Any]], finals: set[int]) -> list[dict[str, 
     return [event for event in newest.values() if event["text"]]
 
 
-def _lag(event: dict[str, Any] | None) -> dict[str, Any] | None:
+def _lag(recent: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the newest delay of a call; that a leg has no live text counts where none is known."""
+    found = [event for event in recent if event["type"] == "lag.updated"]
+    timed = (event for event in found if event["lag_s"] is not None)
+    event = next(timed, found[0] if found else None)
     return {"lag_s": event["lag_s"], "state": event["state"]} if event else None
 
 

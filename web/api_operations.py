@@ -307,7 +307,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ),
         errors={
             400: _BAD_BODY,
-            409: "`uuid-in-use`: the UUID was announced before.",
+            409: "`uuid-in-use`: the UUID was announced before. `consent-refused`: the caller "
+            "refused analysis.",
             413: _TOO_LARGE,
             415: _NOT_JSON,
             503: _AWAY,

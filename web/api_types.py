@@ -7,8 +7,15 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from callcore.calls import CallState, DocumentState, LegState, RecordingState, StepState
-from callcore.document_types import Count, Leg, Moment, Part, SegmentPart
+from callcore.calls import (
+    CallState,
+    Disposition,
+    DocumentState,
+    LegState,
+    RecordingState,
+    StepState,
+)
+from callcore.document_types import Consent, Count, Leg, Moment, Part, SegmentPart, Wait
 
 # ---- errors
 
@@ -95,6 +102,16 @@ class LegRegistration(Facts, frozen=True, kw_only=True):
             description="What its AudioSocket stream begins with.",
         ),
     ]
+    leg: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(mixed|stereo|(caller|agent)(-[2-9])?)?$",
+                description="As elsewhere, or `stereo`: caller left, agent right, two legs.",
+            ),
+        ]
+        | None
+    ) = None
 
 
 class RecordingReport(Facts, frozen=True, kw_only=True):
@@ -175,6 +192,7 @@ class CallLeg(Part, frozen=True, kw_only=True):
     ended_at: Moment | None
     offset_s: Annotated[float, Meta(description="From the start of the call to its first sample.")]
     reason: str | None
+    no_text: Annotated[str, Meta(description="Why it has no live text.")] | None
 
 
 class RegisteredLeg(CallLeg, frozen=True, kw_only=True):
@@ -187,8 +205,11 @@ class RegisteredLeg(CallLeg, frozen=True, kw_only=True):
 class Lag(Part, frozen=True, kw_only=True):
     """How far live text is behind the sound."""
 
-    lag_s: float
-    state: Literal["ok", "behind"]
+    lag_s: Annotated[float, Meta(description="Null where nothing is recognised live.")] | None
+    state: Annotated[
+        Literal["ok", "behind", "recording"],
+        Meta(description="`recording`: a leg has no live text; see `no_text` of the legs."),
+    ]
 
 
 class CallItem(Part, frozen=True, kw_only=True):
@@ -202,6 +223,10 @@ class CallItem(Part, frozen=True, kw_only=True):
     received_at: Moment
     ended_at: Moment | None
     duration: Annotated[float, Meta(ge=0, description="Seconds.")] | None
+    disposition: Disposition | None
+    answered_at: Moment | None
+    wait_s: Wait | None
+    consent: Consent | None
     uniqueid: str | None
     linkedid: str | None
     caller: str | None

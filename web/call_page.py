@@ -6,7 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from callcore import document, taxonomies
-from callcore.calls import DocumentState, Recording, RecordingState, StepState, StepStatus
+from callcore.calls import (
+    REFUSED,
+    SETTLE,
+    CallState,
+    DocumentState,
+    Recording,
+    RecordingState,
+    StepState,
+    StepStatus,
+)
 from callcore.errors import ConfigError
 from callcore.settings import Settings
 from callcore.storage import Storage
@@ -39,7 +48,8 @@ def context(
         asked: The recording to show; None: the newest one with sound.
     """
     now = progress(storage, state["call_id"])
-    shown = _shown(now["recordings"], asked)
+    is_refused = state["consent"] == REFUSED
+    shown = None if is_refused else _shown(now["recordings"], asked)
     made = document.read(storage, shown["audio_id"]) if shown else None
     turns, transcript = _transcript(state, shown, made)
     is_stored = shown is not None and shown["state"] == RecordingState.STORED
@@ -76,9 +86,14 @@ def progress(storage: Storage, any_id: str) -> Json:
     return {
         "call": call,
         "recordings": recordings,
-        "is_complete": is_over and (bool(recordings) or call["state"] == "missed"),
+        "is_complete": is_over and (bool(recordings) or _is_without_recording(call)),
         "stage": _stage(call, recordings),
     }
+
+
+def _is_without_recording(call: Json) -> bool:
+    """Return whether no recording of the call is awaited."""
+    return bool(call["state"] == CallState.MISSED or call["consent"] == REFUSED)
 
 
 def _recording(recording: Recording, its: Sequence[StepStatus]) -> Json:
@@ -93,12 +108,27 @@ def _recording(recording: Recording, its: Sequence[StepStatus]) -> Json:
         "running": [each for each in steps if each["status"] == StepState.RUNNING],
         "problems": [each for each in steps if each["status"] in not_done],
         "is_over": status["status"] in OVER,
+        "is_lost": _is_lost(recording, status),
+        "advice": _advice(recording, its),
     }
+
+
+def _is_lost(recording: Recording, status: Json) -> bool:
+    """Return whether neither sound nor text is there: texts outlive sound that was deleted."""
+    is_missing = recording.state == RecordingState.MISSING
+    return is_missing and bool(status["status"] == DocumentState.FAILED)
+
+
+def _advice(recording: Recording, its: Sequence[StepStatus]) -> str | None:
+    """Return what may bring a lost recording back; None where nothing does."""
+    was_read = any(step.name == SETTLE and step.status == StepState.DONE for step in its)
+    is_missing = recording.state == RecordingState.MISSING
+    return names.LOST.get(recording.source) if is_missing and not was_read else None
 
 
 def _stage(call: Json, recordings: Iterable[Json]) -> str:
     """Return a text that changes when there is more to show than figures of progress."""
-    parts = [call["state"]]
+    parts = [call["state"], call["consent"] or "", call["disposition"] or ""]
     for recording in recordings:
         parts += [recording["audio_id"], recording["state"]]
         parts += [f"{step['name']}={step['status']}" for step in recording["steps"]]
@@ -124,13 +154,19 @@ def _transcript(
     """Return the words to show: the recording's once they are there, else the live ones."""
     if shown and made and _has_transcript(shown):
         note = "" if made["segments"] else "No words were recognised in this recording."
-        return _marked(made), {"source": "recording", "note": note}
+        return _marked(made), {"source": "recording", "note": note, "gaps": {}}
+    gaps = {} if state["consent"] == REFUSED else _gaps(state)
     if not state["segments"]:
-        return [], {"source": "live", "note": _no_words(state, shown)}
+        return [], {"source": "live", "note": _no_words(state, shown), "gaps": gaps}
     note = "It was written while people spoke. The transcript of the recording replaces it"
     if shown and shown["status"] in OVER:
         note = "It was written while people spoke; the recording could not be transcribed"
-    return turns_of(state["segments"]), {"source": "live", "note": f"{note}."}
+    return turns_of(state["segments"]), {"source": "live", "note": f"{note}.", "gaps": gaps}
+
+
+def _gaps(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return which parties the live text leaves out, and why."""
+    return {leg["leg"]: leg["no_text"] for leg in state["legs"] if leg["no_text"]}
 
 
 def _has_transcript(recording: Json) -> bool:
@@ -162,14 +198,22 @@ def _kinds(turns: Iterable[Turn]) -> set[str]:
 
 
 def _no_words(state: Mapping[str, Any], shown: Json | None) -> str:
+    if state["consent"] == REFUSED:
+        return "No text of this call is kept."
     if state["state"] == "live":
         return "No words yet. The live page shows them as they come."
     if shown and shown["status"] not in OVER:
         return "No words yet: the recording is being processed."
+    if shown and shown["is_lost"]:
+        return "No words: the recording is missing, and there was no live text."
+    if not shown and state["state"] == "missed":
+        return "Nobody answered, so there is no conversation to show."
     return "No words were recognised in this call."
 
 
 def _no_recording(state: Mapping[str, Any]) -> str:
+    if state["consent"] == REFUSED:
+        return "No recording of this call is kept."
     if state["state"] == "live":
         return "The recording comes after the call has ended."
     if state["state"] == "missed":

@@ -4,11 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from callcore import insights_document
-from callcore.calls import DocumentState, StepState, StepStatus
+from callcore.calls import (
+    REFUSED,
+    CallState,
+    DocumentState,
+    RecordingState,
+    StepState,
+    StepStatus,
+)
 from callcore.document import current_step, progress_of, state_of
 from callcore.errors import SchemaError
 from callcore.storage import Storage, overview
-from web.names import DOING
+from web.names import DOCUMENTS, DOING, STATES
 
 Json = dict[str, Any]
 
@@ -18,10 +25,35 @@ def findings(storage: Storage, call_ids: Sequence[str]) -> dict[str, Json]:
     results = overview.results_of_calls(storage.database, call_ids)
     steps = overview.steps_of_calls(storage.database, call_ids)
     lengths = overview.lengths_of_calls(storage.database, call_ids)
+    audio = overview.states_of_calls(storage.database, call_ids)
     return {
-        call_id: {**_finding(its, results.get(call_id, {})), "length_s": lengths.get(call_id)}
+        call_id: {
+            **_finding(its, results.get(call_id, {})),
+            "length_s": lengths.get(call_id),
+            "is_lost": audio.get(call_id) == {RecordingState.MISSING},
+        }
         for call_id, its in steps.items()
     }
+
+
+def states(call: Mapping[str, Any], finding: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a row says of a call's state: codes for the eye, and words.
+
+    Args:
+        call: As ``shapes.call_json`` makes it.
+        finding: As ``findings`` returns it; None where there is no recording.
+    """
+    own = call["state"]
+    named = [] if own == CallState.ENDED else [(str(own), STATES[own])]
+    if call["consent"] == REFUSED:
+        return [*named, ("refused", "Analysis refused")]
+    if finding is None or own == CallState.LIVE:
+        return named or [(str(own), STATES[own])]
+    status = finding["status"]
+    # What was found in a recording stays when its audio is deleted after a while.
+    if finding["is_lost"] and status == DocumentState.FAILED:
+        return [*named, ("missing", "Recording missing")]
+    return [*named, (str(status), DOCUMENTS[status])]
 
 
 def _finding(steps: Sequence[StepStatus], results: Mapping[str, Json]) -> Json:

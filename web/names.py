@@ -6,6 +6,25 @@ from datetime import UTC, datetime
 from typing import Any
 
 STATES = {"live": "Live", "ended": "Ended", "missed": "Missed"}
+#: How a call went; beside "Missed", so that they need not say it.
+DISPOSITIONS = {
+    "answered": "Answered",
+    "no-answer": "No answer",
+    "busy": "Busy",
+    "abandoned": "Caller hung up",
+    "failed": "Could not be reached",
+}
+#: What is left to do about a recording that cannot be found, by the door it came through.
+LOST = {
+    "spool": "See whether the file is still in the PBX's folder and callcore may read it, then "
+    "look again.",
+    "agi": "See whether the PBX wrote the file where it said and callcore may read it, then look "
+    "again.",
+    "upload": "Upload it again.",
+    "webhook": "See whether the PBX still offers it, then look again, or report it again.",
+    "capture": "See whether the folder of live audio is there and callcore may read it, then look "
+    "again.",
+}
 STEPS = {
     "settle": "Read the recording",
     "transcribe": "Transcribe",
@@ -100,6 +119,15 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s" if value < 60 else f"{clock(value)} min"
 
 
+def waited(value: float | None) -> str:
+    """Return how long somebody waited, as far as people care: nothing below a second."""
+    if value is None or value < 1:
+        return ""
+    return (
+        f"{value:.0f}\N{NO-BREAK SPACE}s" if value < 60 else f"{clock(value)}\N{NO-BREAK SPACE}min"
+    )
+
+
 def speaker(party: str) -> str:
     """Return a party's name: ``Caller``, ``Agent 2``, ``Speaker A``, ``Everyone`` where mixed."""
     if len(party) == 1:
@@ -130,6 +158,13 @@ def feeling(score: float) -> str:
     return f"{shape} {score:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def sentence(text: str) -> str:
+    """Return a reason as a sentence: a capital before it, a full stop behind it."""
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+
+
 def _utc(iso: str) -> str:
     moment = datetime.fromisoformat(iso).astimezone(UTC)
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
@@ -152,16 +187,19 @@ def _of(names: dict[str, str]) -> Callable[[str | None], str]:
 FILTERS: dict[str, Callable[..., str]] = {
     "clock": clock,
     "seconds": seconds,
+    "waited": waited,
     "speaker": speaker,
     "percent": percent,
     "tone": tone,
     "feeling": feeling,
+    "sentence": sentence,
     "utc": _utc,
     "state_name": _of(STATES),
     "step_name": lambda name: STEPS.get(name, name[:1].upper() + name[1:]),
     "step_status": _of(STEP_STATUS),
     "step_doing": _step_doing,
     "document_name": _of(DOCUMENTS),
+    "disposition": _of(DISPOSITIONS),
     "door": _of(DOORS),
     "direction": lambda direction: DIRECTIONS.get(direction or "", ""),
     "person_role": _of(PEOPLE),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from callcore.calls import Call, CallFacts, Leg, Recording, iso
+from callcore.calls import REFUSED, Call, CallFacts, Leg, Recording, iso
 
 _FACTS = ("uniqueid", "linkedid", "caller", "callee", "agent", "queue", "direction", "language")
 
@@ -23,6 +23,7 @@ def leg_json(leg: Leg) -> dict[str, Any]:
         "ended_at": iso(leg.ended_at),
         "offset_s": round(leg.offset_s, 3),
         "reason": leg.reason,
+        "no_text": leg.no_text,
     }
 
 
@@ -41,9 +42,19 @@ def call_json(call: Call) -> dict[str, Any]:
         "received_at": iso(call.started_at),
         "ended_at": iso(call.ended_at),
         "duration": round(call.duration_s, 3) if is_known and call.duration_s else None,
-        **facts_json(call.facts),
+        "disposition": call.disposition,
+        "answered_at": iso(call.answered_at),
+        "wait_s": None if call.wait_s is None else round(call.wait_s, 3),
+        "consent": call.consent,
+        **_facts(call),
         "legs": [leg_json(leg) for leg in call.legs],
     }
+
+
+def _facts(call: Call) -> dict[str, Any]:
+    facts = facts_json(call.facts)
+    # Whoever refused is not named, whatever a late report may have filled in.
+    return {**facts, "caller": None} if call.consent == REFUSED else facts
 
 
 def recording_json(recording: Recording) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from callcore.calls import CallState
 from web import api, call_page, calls_page
 from web.answers import ApiError
 from web.names import FILTERS
@@ -17,6 +18,8 @@ from web.site import Site, site_of
 
 _PAGE = 50
 _MAX_FORM_BYTES = 16 * 1024
+#: Which calls the list may show: the value of ``?state=``, and what it is called.
+_FILTERS = {"": "All", CallState.MISSED.value: "Missed"}
 _SAMPLE = "samples/helpline-distress.wav"
 
 _TITLES = {
@@ -52,14 +55,25 @@ async def calls(request: Request) -> Response:
 
 def _calls_page(request: Request) -> Response:
     site = site_of(request)
-    before = request.query_params.get("before")
-    found, older = site.storage.calls(before, _PAGE)
+    before, wanted = (request.query_params.get(name) for name in ("before", "state"))
+    if wanted not in (*_FILTERS, None):
+        raise ApiError(400, "bad-state", "expected `missed` or nothing", "state")
+    state = CallState(wanted) if wanted else None
+    found, older = site.storage.calls(before, _PAGE, state)
+    listed = [call_json(each) for each in found]
+    findings = calls_page.findings(site.storage, [each["call_id"] for each in listed])
     return _page(
         request,
         "calls.html",
         here="calls",
-        calls=[call_json(each) for each in found],
-        findings=calls_page.findings(site.storage, [each.call_id for each in found]),
+        calls=listed,
+        findings=findings,
+        states={
+            each["call_id"]: calls_page.states(each, findings.get(each["call_id"]))
+            for each in listed
+        },
+        filters=_FILTERS,
+        wanted=wanted or "",
         before=before,
         older=older,
         sample=_SAMPLE,

@@ -9,6 +9,7 @@ from callcore import jobs, log, settings
 from callcore.batch_engines import batch_engines
 from callcore.bus import RedisBus
 from callcore.chain import Chain
+from callcore.consent import Consent
 from callcore.engine_pool import EnginePool
 from callcore.retention import Retention
 from callcore.storage import Storage
@@ -38,6 +39,7 @@ def setup() -> RedisBroker:
     chores = (
         Chore("sweep", 1.0, chain.sweep),
         Chore("webhooks", 1.0, webhooks.sweep),  # beside the sweep: receivers may be slow
+        Chore("consent", 60.0, Consent(storage, site).sweep),
         Chore("retention", 900.0, Retention(storage, site).sweep),
     )
     closing = (engines.close, webhooks.close, waker.close, bus.close, storage.close)

@@ -2,7 +2,7 @@
 
 A route waits a moment for the commit and lets Asterisk go in any case. What the database did not
 take in time is tried again for as long as this process runs; the log says so, because what waits
-in memory is lost with the process.
+in memory is lost with the process. What is worth nothing later is not tried again.
 """
 
 import asyncio
@@ -31,9 +31,10 @@ RETRY_S = (0.1, 5.0)
 Work = Callable[[], Accepted | None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Report:
     work: Work
+    keep: bool
     stored: "Future[bool]" = field(default_factory=Future)
 
 
@@ -55,17 +56,21 @@ class Reports:
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
         self._thread.start()
 
-    async def put(self, work: Work) -> bool:
+    async def put(self, work: Work, *, keep: bool = True, wait_s: float = ANSWER_S) -> bool:
         """Have something put on record.
 
         Args:
             work: Called in the thread, again if the database is away. Returns the recording that
                 is on record now, if it is one.
+            keep: Whether it is tried again where the database is away, or not in time.
+            wait_s: How long the answer is waited for; nobody's line may hang on more than
+                ``ANSWER_S``.
 
         Returns:
-            Whether it is on record. If not, the log says why, and whether it is tried further.
+            Whether it is on record. If not, the log says why, and whether it is tried further;
+            what was being stored when the time was over may be on record all the same.
         """
-        report = _Report(work)
+        report = _Report(work, keep)
         with self._changed:
             if len(self._waiting) >= MAX_WAITING or self._stopped:
                 logger.error("a report of the PBX is lost: too many wait for the database")
@@ -73,14 +78,23 @@ class Reports:
             self._waiting.append(report)
             self._changed.notify()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(wait_s):
                 return await asyncio.shield(asyncio.wrap_future(report.stored))
         except TimeoutError:
+            if not keep:
+                self._give_up(report)
+                return False
             logger.warning(
                 "the database does not answer; a report of the PBX waits in memory",
                 extra={"num_waiting": len(self._waiting)},
             )
             return False
+
+    def _give_up(self, report: _Report) -> None:
+        logger.warning("the database does not answer; a request of the PBX is dropped")
+        with self._changed:
+            if report in self._waiting and report is not self._waiting[0]:  # which is being done
+                self._waiting.remove(report)
 
     def close(self, timeout_s: float) -> bool:
         """Let waiting reports be stored for so long, then give them up.
@@ -109,15 +123,17 @@ class Reports:
                 accepted, stored = report.work(), True
             except TRANSIENT as error:
                 self._note_away(type(error).__name__)
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped, delay_s)
-                delay_s = min(2 * delay_s, longest_s)
-                continue
+                if report.keep:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._stopped, delay_s)
+                    delay_s = min(2 * delay_s, longest_s)
+                    continue
             except Exception as error:
                 # Tried again, it would fail again; the next report is another one's.
                 logger.error("a report of the PBX failed", extra={"error": frames(error)})
+            else:
+                self._note_back()
             delay_s = RETRY_S[0]
-            self._note_back()
             with self._changed:
                 self._waiting.popleft()
                 self._changed.notify_all()

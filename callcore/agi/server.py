@@ -74,7 +74,7 @@ class Request:
         path, _, query = script.partition("?")
         self.route = unquote(path).strip("/")
         """Name of the route: the path of the address in the dialplan."""
-        self.parameters = _parameters(query)
+        self.parameters = parameters_of(query)
         """What the query of the address says."""
 
     async def command(self, *words: str) -> Reply:
@@ -228,7 +228,8 @@ async def _next_event(
     return event
 
 
-def _parameters(query: str) -> tuple[tuple[str, str], ...]:
+def parameters_of(query: str) -> tuple[tuple[str, str], ...]:
+    """Return the keys and values of a query; none of one that has more than any route knows."""
     with contextlib.suppress(ValueError):  # too many
         return tuple(parse_qsl(query, errors="replace", max_num_fields=_MAX_PARAMETERS))
     return ()

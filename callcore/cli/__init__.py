@@ -15,7 +15,7 @@ import peewee
 
 from callcore import __version__, log
 from callcore.errors import CallcoreError, ConfigError
-from callcore.settings import Address, Settings, load, parse_address
+from callcore.settings import FIELDS, Address, Settings, load, parse_address
 
 Command = Callable[[argparse.Namespace, Settings], int]
 
@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     add("spool", _spool, "Watch the spool folder for finished recordings.")
     add("broker", _broker, "Run the embedded broker (Valkey on a unix socket).")
     add("migrate", _migrate, "Bring the database up to date.")
-    add("doctor", _doctor, "Check this site; each failed line says the remedy.")
+    doctor = add("doctor", _doctor, "Check this site; each failed line says the remedy.")
+    doctor.add_argument(
+        "--call", action="store_true", help="place a test call on the Asterisk and follow it"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
     demo = add("demo", _demo, "Play a sample call through everything and show what comes out.")
     demo.add_argument("--once", action="store_true", help="exit when the result is stored")
     demo.add_argument("--sample", default="helpline-distress", help="a call of samples/")
@@ -169,9 +173,13 @@ def _migrate(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _doctor(arguments: argparse.Namespace, settings: Settings) -> int:
-    from callcore.doctor import run
+    from callcore.doctor.command import run
 
-    return run(settings)
+    given = (os.environ.get(f"{field.variable}_FILE") for field in FIELDS if field.secret)
+    secret_files = [Path(path) for path in given if path]
+    return run(
+        settings, place_call=arguments.call, as_json=arguments.json, secret_files=secret_files
+    )
 
 
 def _demo(arguments: argparse.Namespace, settings: Settings) -> int:

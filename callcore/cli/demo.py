@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import jiwer
 
 from callcore import log, player, resources
 from callcore.cli import findings
@@ -25,23 +24,13 @@ from callcore.cli.up import is_free, prepare
 from callcore.errors import CallcoreError, ConfigError
 from callcore.settings import Address, Settings, load
 from callcore.supervisor import Supervisor, parse_procfile
+from callcore.word_errors import word_error_rate
 
 #: Longest waits in seconds; what takes longer is broken, and the log says how.
 READY_S = 120.0
 RESULT_S = 600.0
 
 _BAR = 24
-
-#: How WER is counted: by words, lower case, without punctuation but for apostrophes.
-_NORMALISED = jiwer.Compose(
-    [
-        jiwer.ToLowerCase(),
-        jiwer.SubstituteRegexes({r"[^\w\s']": " "}),
-        jiwer.RemoveMultipleSpaces(),
-        jiwer.Strip(),
-        jiwer.ReduceToListOfListOfWords(),
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +274,3 @@ async def _print_result(
         heard = " ".join(segment["text"] for segment in segments if segment["leg"] == leg)
         words = sum(len(segment["words"]) for segment in segments if segment["leg"] == leg)
         view.say(f"  {leg:<7} WER {word_error_rate(truth, heard):5.1%}   {words} words with times")
-
-
-def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Return (substitutions + deletions + insertions) / words of the reference."""
-    return float(
-        jiwer.wer(
-            reference,
-            hypothesis,
-            reference_transform=_NORMALISED,
-            hypothesis_transform=_NORMALISED,
-        )
-    )

@@ -21,6 +21,7 @@ from callcore.calls import (
     CallFacts,
     CallState,
     Correction,
+    Ending,
     Leg,
     LegState,
     Media,
@@ -31,7 +32,7 @@ from callcore.calls import (
 from callcore.database import Database, Row
 from callcore.errors import CallcoreError, Refused
 from callcore.results import Segment
-from callcore.storage import call_rows, recording_rows
+from callcore.storage import call_rows, consent_rows, recording_rows
 
 #: Seconds for which a daemon's last report of its load counts.
 LOAD_VALID_S = 15.0
@@ -93,10 +94,13 @@ class Storage:
 
     # ---- legs
 
-    def register_leg(self, uuid: str, facts: CallFacts, valid_s: float) -> Leg:
+    def register_leg(
+        self, uuid: str, facts: CallFacts, valid_s: float, right_uuid: str | None = None
+    ) -> Leg:
         """Announce a leg: a stream with this UUID is expected within ``valid_s`` seconds.
 
-        The call is found by any id of ``facts`` or made.
+        The call is found by any id of ``facts`` or made. A second ``agent`` of a call becomes
+        ``agent-2``, and so on.
 
         Raises:
             Refused: ``uuid-in-use`` if the UUID was registered before.
@@ -104,7 +108,10 @@ class Storage:
         moment = self.clock()
         with self.database.transaction():
             expires_at = call_rows.expires(moment, valid_s)
-            return call_rows.add_leg(self.database, uuid, facts, expires_at, moment)
+            leg = call_rows.add_leg(self.database, uuid, facts, expires_at, moment)
+            if right_uuid is None:
+                return leg
+            return call_rows.add_right(self.database, leg, right_uuid, facts, expires_at, moment)
 
     def consume_leg(self, uuid: str, daemon: str, at: datetime | None = None) -> Leg | None:
         """Make an expected leg live, once; None if this UUID was never registered.
@@ -132,6 +139,12 @@ class Storage:
             assert leg is not None
             return leg
 
+    def note_no_text(self, uuid: str, reason: str) -> None:
+        """Say why a leg has no live text; again changes nothing."""
+        leg = tables.Leg
+        with self.database.transaction():
+            self.database.run(leg.update(no_text=reason).where(leg.uuid == uuid))
+
     def end_leg(self, uuid: str, reason: str, capture_path: str | None) -> None:
         """End a live leg and say where its capture lies; ending it again changes nothing."""
         with self.database.transaction():
@@ -150,11 +163,30 @@ class Storage:
                 return None
             return call_rows.read(self.database, own_id)
 
+    def note_ending(self, call_id: str, ending: Ending) -> None:
+        """Unite what the PBX says of a call's end with what is known; again changes nothing.
+
+        Raises:
+            NotFound: If no call has this id.
+        """
+        with self.database.transaction():
+            own_id = call_rows.resolve(self.database, call_id)
+            call_rows.note_ending(self.database, own_id, ending, self.clock())
+
     def orphaned_legs(self, daemon: str) -> list[Leg]:
         """Return the live legs of a daemon's name: after its start they have no stream."""
         leg = tables.Leg
         query = leg.select().where((leg.daemon == daemon) & (leg.state == LegState.LIVE))
         return [call_rows.leg_of(row) for row in self.database.all(query.order_by(leg.started_at))]
+
+    def refused_legs(self, daemon: str) -> list[str]:
+        """Return the UUIDs of a daemon's live legs whose callers refused analysis."""
+        return consent_rows.live_legs(self.database, daemon)
+
+    def refused_among(self, uuids: Sequence[str]) -> set[str]:
+        """Return those of these legs whose callers refused analysis."""
+        with self.database.connection():
+            return consent_rows.legs_among(self.database, uuids)
 
     def capture_media(self, call_id: str) -> list[Media]:
         """Return the captures of a call's ended legs, offsets from the start of the call.
@@ -233,7 +265,11 @@ class Storage:
             return call_rows.take_segment_block(self.database, call_id)
 
     def add_live_segment(self, call_id: str, segment: Segment) -> bool:
-        """Store a final; False if it was stored before."""
+        """Store a final; False if it was stored before.
+
+        Raises:
+            Refused: ``consent-refused``.
+        """
         with self.database.transaction():
             own_id = call_rows.resolve(self.database, call_id)
             return call_rows.add_segment(self.database, own_id, segment)
@@ -263,12 +299,15 @@ class Storage:
             rows = self.database.all(query.order_by(call.started_at.desc(), call.call_id.desc()))
             return call_rows.read_many(self.database, rows)
 
-    def calls(self, before: str | None, limit: int) -> tuple[list[Call], str | None]:
+    def calls(
+        self, before: str | None, limit: int, state: CallState | None = None
+    ) -> tuple[list[Call], str | None]:
         """Return a page of calls, newest first.
 
         Args:
             before: The cursor that the page before returned; None for the first page.
             limit: Most calls to return.
+            state: Only calls in this state; None: all.
 
         Returns:
             The calls, and the cursor of the next page or None after the last.
@@ -278,7 +317,8 @@ class Storage:
         """
         call = tables.Call
         with self.database.connection():
-            rows, cursor = self._page(call, call.started_at, call.call_id, before, limit)
+            wanted = None if state is None else call.state == state
+            rows, cursor = self._page(call, call.started_at, call.call_id, before, limit, wanted)
             return call_rows.read_many(self.database, rows), cursor
 
     # ---- reading recordings
@@ -437,8 +477,11 @@ class Storage:
         key: peewee.Field,
         before: str | None,
         limit: int,
+        wanted: peewee.Expression | None = None,
     ) -> tuple[list[Row], str | None]:
         query = model.select().order_by(moment.desc(), key.desc()).limit(limit + 1)
+        if wanted is not None:
+            query = query.where(wanted)
         if before is not None:
             at, after = _read_cursor(before)
             query = query.where((moment < at) | ((moment == at) & (key < after)))

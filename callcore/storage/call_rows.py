@@ -1,23 +1,37 @@
 """Calls, their ids, their legs and their live words: each function runs inside a transaction."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from peewee import JOIN
 
 from callcore import tables
-from callcore.calls import Call, CallFacts, CallState, Disposition, Leg, LegState, iso, session_id
+from callcore.calls import (
+    REFUSED,
+    Call,
+    CallFacts,
+    CallState,
+    Disposition,
+    Ending,
+    Leg,
+    LegState,
+    iso,
+    session_id,
+)
 from callcore.database import Database, Row
 from callcore.errors import NotFound, Refused
 from callcore.results import Segment, Word
-from callcore.storage import outbox
+from callcore.storage import consent_rows, outbox
 
 #: Transactions that decide which ids belong to one call run one after the other. A few
 #: milliseconds each; beyond some hundred registrations a second, lock by id instead.
 CALLS = 0x63616C6C
 #: Segment numbers of one leg or one transcript: more than anyone says in one.
 BLOCK = 100_000
+#: Agents of one call that are told apart: after a transfer there are two.
+AGENT_LEGS = ("agent", *(f"agent-{number}" for number in range(2, 10)))
 
 #: Facts that a call keeps as columns.
 FACT_COLUMNS = (
@@ -48,6 +62,13 @@ def resolve(db: Database, any_id: str) -> str:
     if row is None:
         raise NotFound("no call has this id")
     return str(row["call"])
+
+
+def all_ids(db: Database, call_id: str) -> list[str]:
+    """Return every id by which a call is known."""
+    alias = tables.CallAlias
+    rows = db.all(alias.select(alias.known_as).where(alias.call == call_id))
+    return sorted({call_id, *(row["known_as"] for row in rows)})
 
 
 def claim(db: Database, ids: Sequence[str], facts: CallFacts, moment: datetime) -> str:
@@ -84,7 +105,7 @@ def claim(db: Database, ids: Sequence[str], facts: CallFacts, moment: datetime) 
         )
         call_id = str(found[0]["call_id"])
         for other in found[1:]:
-            merge(db, call_id, str(other["call_id"]))
+            merge(db, call_id, str(other["call_id"]), moment)
         complete_facts(db, call_id, facts)
     for each in ids:
         db.insert(tables.CallAlias, {"known_as": each, "call": call_id})
@@ -129,6 +150,8 @@ def complete_facts(db: Database, call_id: str, facts: CallFacts) -> None:
     """Fill in what the call did not know; what it knew stays."""
     row = _call_row(db, call_id)
     new = {n: getattr(facts, n) for n in FACT_COLUMNS if row[n] is None and getattr(facts, n)}
+    if row["consent"] == REFUSED:
+        new.pop("caller", None)  # the number of who refused analysis is not kept
     if facts.started_at is not None and not row["start_known"]:
         new |= _start(call_id, facts.started_at)
     if new:
@@ -150,21 +173,46 @@ def _call_row(db: Database, call_id: str) -> Row:
     return row
 
 
-def merge(db: Database, survivor: str, loser: str) -> None:
-    """Make two calls one: all of ``loser`` moves to ``survivor``, its ids become aliases."""
+def merge(db: Database, survivor: str, loser: str, moment: datetime) -> None:
+    """Make two calls one: all of ``loser`` moves to ``survivor``, its ids become aliases.
+
+    If the caller of one of them refused analysis, what is stored of the other goes too.
+    """
     kept, gone = _call_row(db, survivor), _call_row(db, loser)
     known = {name: gone[name] for name in FACT_COLUMNS}
     started_at = gone["started_at"] if gone["start_known"] else None
     complete_facts(db, survivor, CallFacts(**known, started_at=started_at))
     if kept["start_known"] and gone["start_known"]:
         _shift(db, loser, (gone["started_at"] - kept["started_at"]).total_seconds())
-    if gone["state"] == CallState.LIVE:
-        live = {"state": CallState.LIVE, "ended_at": None, "reason": None}
-        db.run(tables.Call.update(**live).where(tables.Call.call_id == survivor))
+    new = _united_ending(kept, gone)
+    if CallState.LIVE in (kept["state"], gone["state"]):
+        new |= {"state": CallState.LIVE, "ended_at": None, "reason": None}
+    db.run(tables.Call.update(**new).where(tables.Call.call_id == survivor))
     for model in (tables.CallAlias, tables.Leg, tables.LiveSegment, tables.Recording):
         db.run(model.update(call=survivor).where(model.call == loser))
     db.run(tables.SegmentBlock.update(call_id=survivor).where(tables.SegmentBlock.call_id == loser))
     db.run(tables.Call.delete().where(tables.Call.call_id == loser))
+    if new.get("state") != CallState.LIVE:
+        went = _went(db, _call_row(db, survivor))
+        db.run(tables.Call.update(**went).where(tables.Call.call_id == survivor))
+    if new["consent"] == REFUSED:
+        consent_rows.refuse(db, survivor, moment)
+
+
+def _united_ending(kept: Row, gone: Row) -> Row:
+    """Return what two calls that are one say of their end and of the caller's consent."""
+    dispositions = (kept["disposition"], gone["disposition"])
+    was_answered = Disposition.ANSWERED in dispositions
+    new: Row = {
+        "disposition": Disposition.ANSWERED if was_answered else dispositions[0] or dispositions[1],
+        "answered_at": min(filter(None, (kept["answered_at"], gone["answered_at"])), default=None),
+        "consent": kept["consent"] or gone["consent"],
+    }
+    if kept["ended_at"] is None:
+        new |= {"ended_at": gone["ended_at"], "reason": gone["reason"]}
+    if new["consent"] == REFUSED:
+        new["caller"] = None
+    return new
 
 
 def _shift(db: Database, call_id: str, delta_s: float) -> None:
@@ -249,20 +297,24 @@ def add_leg(
 ) -> Leg:
     """Insert an expected leg and the call it belongs to.
 
+    A second ``agent`` of a call gets a name of its own: what the two say is told apart. A second
+    stream of the caller is the same person.
+
     Raises:
-        Refused: ``uuid-in-use``.
+        Refused: ``uuid-in-use`` or ``consent-refused``.
     """
     db.serialize(CALLS)
     if _leg_row(db, uuid) is not None:
         raise Refused("uuid-in-use", "this UUID has been registered before", "uuid")
     call_id = claim(db, [*ids_of(facts), uuid], facts, moment)
+    consent_rows.check(db, call_id)
     call = _call_row(db, call_id)
     first = not _has_legs(db, call_id)
     db.run(
         tables.Leg.insert(
             uuid=uuid,
             call=call_id,
-            leg=facts.leg or "mixed",
+            leg=_free_name(db, call_id, facts.leg or "mixed"),
             state=LegState.EXPECTED,
             segment_base=take_segment_block(db, call_id),
             language=facts.language or call["language"],
@@ -278,6 +330,38 @@ def add_leg(
     return leg_of(row)
 
 
+def _free_name(db: Database, call_id: str, name: str) -> str:
+    if name != AGENT_LEGS[0]:
+        return name
+    leg = tables.Leg
+    known = (leg.call == call_id) & (leg.state != LegState.EXPIRED)
+    taken = {row["leg"] for row in db.all(leg.select(leg.leg).where(known))}
+    return next((each for each in AGENT_LEGS if each not in taken), AGENT_LEGS[-1])
+
+
+def add_right(
+    db: Database,
+    left: Leg,
+    uuid: str,
+    facts: CallFacts,
+    expires_at: datetime | None,
+    moment: datetime,
+) -> Leg:
+    """Insert the agent's leg, which is the right channel of the stream of ``left``.
+
+    Returns:
+        The left leg, which now names the right one.
+
+    Raises:
+        Refused: ``uuid-in-use``.
+    """
+    other = replace(facts, leg="agent", call_id=left.call_id)
+    right = add_leg(db, uuid, other, expires_at, moment)
+    leg = tables.Leg
+    db.run(leg.update(right_uuid=right.uuid).where(leg.uuid == left.uuid))
+    return replace(left, right_uuid=right.uuid)
+
+
 def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | None:
     """Make an expected leg live; None if the UUID was never registered.
 
@@ -291,7 +375,7 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
         moment: When the stream came.
 
     Raises:
-        Refused: ``uuid-used`` or ``uuid-expired``.
+        Refused: ``uuid-used``, ``uuid-expired`` or ``consent-refused``.
     """
     db.serialize(CALLS)
     leg = _leg_row(db, uuid)
@@ -301,8 +385,9 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
         raise Refused("uuid-used", "this UUID has had its stream already", "uuid")
     if leg["expires_at"] and leg["expires_at"] < moment:
         raise Refused("uuid-expired", "the registration of this UUID has expired", "uuid")
+    consent_rows.check(db, leg["call"])
     started_at = _start_call(db, leg["call"], moment)
-    db.run(
+    started = db.run(
         tables.Leg.update(
             state=LegState.LIVE,
             daemon=daemon,
@@ -310,8 +395,10 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
             ended_at=None,
             reason=None,
             offset_s=max(0.0, (moment - started_at).total_seconds()),
-        ).where(tables.Leg.uuid == uuid)
+        ).where((tables.Leg.uuid == uuid) & (tables.Leg.state == leg["state"]))
     )
+    if started != 1:  # two daemons: one has it, whatever both have read
+        raise Refused("uuid-used", "this UUID has had its stream already", "uuid")
     row = _leg_row(db, uuid)
     assert row is not None
     return leg_of(row)
@@ -403,13 +490,71 @@ def end_if_idle(db: Database, call_id: str, reason: str, moment: datetime) -> bo
     heard = leg.select(leg.ended_at).where((leg.call == call_id) & leg.started_at.is_null(False))
     last = db.first(heard.order_by(leg.ended_at.desc()))
     ended_at = (last and last["ended_at"]) or moment
-    ended = {"state": CallState.ENDED, "ended_at": ended_at, "reason": reason}
+    ended = {**_went(db, _call_row(db, call_id)), "ended_at": ended_at, "reason": reason}
     where = (call.call_id == call_id) & (call.state == CallState.LIVE)
     if db.run(call.update(**ended).where(where)) != 1:
         return False
-    told = {"call_id": call_id, "ended_at": iso(ended_at), "reason": reason}
-    outbox.note(db, "call.ended", f"{call_id} {iso(ended_at)}", told, moment)
+    _tell_end(db, call_id, ended, moment)
     return True
+
+
+def note_ending(db: Database, call_id: str, said: Ending, moment: datetime) -> None:
+    """Unite what the PBX says of a call's end with what is known.
+
+    That somebody answered stays, of all else the last word counts. A call that is live keeps that
+    state: ``end_if_idle`` decides. One that has not ended yet, because only its recording or its
+    end was told, ends now, and that is told outside.
+    """
+    if said == Ending():
+        return
+    db.serialize(CALLS)
+    row = _call_row(db, call_id)
+    new: Row = {}
+    if said.disposition is not None and row["disposition"] != Disposition.ANSWERED:
+        new["disposition"] = said.disposition
+    if said.answered_at is not None and row["answered_at"] is None:
+        new["answered_at"] = said.answered_at
+    is_over = row["state"] != CallState.LIVE
+    ends = is_over and row["ended_at"] is None
+    if is_over:
+        new |= _went(db, {**row, **new})
+    if ends:
+        ended_at = max(said.ended_at or moment, row["started_at"])
+        new |= {"ended_at": ended_at, "reason": row["reason"] or "hangup"}
+    if new:
+        db.run(tables.Call.update(**new).where(tables.Call.call_id == call_id))
+    if ends:
+        _tell_end(db, call_id, new, moment)
+
+
+def _went(db: Database, row: Row) -> Row:
+    """Return how a call went that is over, and the state that makes.
+
+    An agent whose stream came was there, whatever the PBX says of its last attempt to ring.
+    """
+    new: Row = {"disposition": row["disposition"], "state": CallState.ENDED}
+    leg = tables.Leg
+    legs = db.all(leg.select().where(leg.call == row["call_id"]).order_by(leg.started_at))
+    # The right channel of a stream of both parties is there from the first ring on.
+    rights = {each["right_uuid"] for each in legs}
+    came = (each for each in legs if each["started_at"] and each["uuid"] not in rights)
+    agent = next((each for each in came if each["leg"] in AGENT_LEGS), None)
+    if agent is not None:
+        new["disposition"] = Disposition.ANSWERED
+        new["answered_at"] = row["answered_at"] or agent["started_at"]
+    elif row["disposition"] not in (None, Disposition.ANSWERED):
+        new["state"] = CallState.MISSED
+    return new
+
+
+def _tell_end(db: Database, call_id: str, ended: Row, moment: datetime) -> None:
+    told = {
+        "call_id": call_id,
+        "ended_at": iso(ended["ended_at"]),
+        "reason": ended["reason"],
+        "disposition": ended["disposition"],
+    }
+    outbox.note(db, "call.ended", f"{call_id} {iso(ended['ended_at'])}", told, moment)
 
 
 def expire(db: Database, moment: datetime) -> list[str]:
@@ -441,7 +586,12 @@ def _end_reason(db: Database, call_id: str) -> str:
 
 
 def add_segment(db: Database, call_id: str, segment: Segment) -> bool:
-    """Store a final; False if it is stored already."""
+    """Store a final; False if it is stored already.
+
+    Raises:
+        Refused: ``consent-refused``.
+    """
+    consent_rows.check(db, call_id)
     values = {
         "call": call_id,
         "segment": segment.segment,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from callcore import tables
-from callcore.calls import StepState, StepStatus
+from callcore.calls import RecordingState, StepState, StepStatus
 from callcore.database import Database
 
 #: Steps whose results are read.
@@ -37,6 +37,17 @@ def lengths_of_calls(db: Database, call_ids: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in db.all(query) if call_ids else ():
         found[row["call"]] = max(row["duration_s"], found.get(row["call"], 0.0))
+    return found
+
+
+def states_of_calls(db: Database, call_ids: Sequence[str]) -> dict[str, set[RecordingState]]:
+    """Return whether the audio of each call's recordings is at hand: the states that there are."""
+    recording = tables.Recording
+    query = recording.select(recording.call, recording.state)
+    query = query.where(recording.call.in_(call_ids))
+    found: dict[str, set[RecordingState]] = {}
+    for row in db.all(query) if call_ids else ():
+        found.setdefault(row["call"], set()).add(RecordingState(row["state"]))
     return found
 
 

@@ -116,6 +116,28 @@ def report(db: Database, said: Report, moment: datetime) -> Reported:
     return Reported(audio_id, created=False, changed=bool(added), unneeded=unneeded)
 
 
+def call_of_report(db: Database, said: Report) -> str | None:
+    """Return the call of the recording that a door reports, if that recording is known."""
+    row = _find(db, said)
+    return None if row is None else str(row["call"])
+
+
+def report_refused(db: Database, said: Report, moment: datetime) -> Reported:
+    """Find or make a recording of a call whose caller refused analysis.
+
+    One of a call stands for all: which is which only names of files could tell, and they may hold
+    the caller's number. What the door says must not hold it any more.
+    """
+    db.serialize(call_rows.CALLS)
+    call_id = call_rows.claim(db, said.ids, _call_facts(said), moment) if said.ids else None
+    recording = tables.Recording
+    first = recording.select().where(recording.call == call_id).order_by(recording.created_at)
+    row = db.first(first) if call_id is not None else None
+    audio_id = _insert(db, said, moment) if row is None else row["audio_id"]
+    _add(db, audio_id, said, said.media)
+    return Reported(audio_id, created=row is None, changed=False)
+
+
 def _find(db: Database, said: Report) -> Row | None:
     if said.identity is not None:
         row = db.first(tables.Recording.select().where(tables.Recording.identity == said.identity))

@@ -100,6 +100,7 @@ class Asterisk:
             "GLOBALS": "\n".join(f"{name} = {value}" for name, value in variables.items()),
         }
         self._numbers = itertools.count(1)
+        self._marked: dict[str, int] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     # What is where.
@@ -113,6 +114,14 @@ class Asterisk:
         """Return a log: ``messages`` (warnings, errors), ``full`` (every step) or ``console``."""
         path = self.folder / "log" / name
         return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def mark(self) -> None:
+        """Let ``new`` begin here."""
+        self._marked = {name: len(self.log(name)) for name in ("messages", "full")}
+
+    def new(self, name: str = "messages") -> str:
+        """Return what a log tells since ``mark``."""
+        return self.log(name)[self._marked.get(name, 0) :]
 
     def cdrs(self) -> list[str]:
         """Return the call detail records, one line each."""
@@ -185,6 +194,7 @@ class Asterisk:
         *,
         caller_says: str = "demo-congrats",
         agent_says: str = "vm-options",
+        person: str = "caller",
         caller: str = "5550100",
         name: str = "",
         count: int = 1,
@@ -197,6 +207,7 @@ class Asterisk:
             exten: What is dialled.
             caller_says: Prompts joined with ``&``; ``silence/1`` to ``silence/10`` are some too.
             agent_says: The same, of whoever answers.
+            person: Extension of the context ``parties`` that is the caller.
             caller: Number of the caller.
             name: Their name, as the trunk would send it.
             count: Calls.
@@ -221,7 +232,7 @@ class Asterisk:
                     "Originate",
                     Channel=f"Local/{exten}@site/n",
                     Context="parties",
-                    Exten="caller",
+                    Exten=person,
                     Priority="1",
                     CallerID=f'"{name}" <{caller}>',
                     Async="true",

@@ -64,11 +64,16 @@ class Sink:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.forgotten: list[str] = []
         self._changed = asyncio.Event()
 
     def put(self, event: Event) -> None:
         self.events.append(event)
         self._changed.set()
+
+    def forget(self, *call_ids: str) -> None:
+        self.events = [event for event in self.events if event.call_id not in call_ids]
+        self.forgotten += call_ids
 
     def of(self, event_type: str) -> list[dict[str, Any]]:
         return [event.fields for event in self.events if event.type == event_type]
@@ -120,16 +125,20 @@ class FakeRecognizer:
     def __init__(self) -> None:
         self.legs: list[FakeRecognition] = []
         self.error: Exception | None = None
+        self.room: int | None = None
+        """Legs that are admitted; None: all."""
         self._opened = asyncio.Event()
 
-    def take_load(self) -> float:
+    def load(self) -> float:
         return 0.25
 
     def open_leg(
         self, ring: RingBuffer, listener: Any, *, language: str | None, spill: Any
-    ) -> FakeRecognition:
+    ) -> FakeRecognition | None:
         if self.error is not None:
             raise self.error
+        if self.room is not None and len(self.legs) >= self.room:
+            return None
         leg = FakeRecognition(ring, listener, language, spill)
         self.legs.append(leg)
         self._opened.set()

@@ -81,6 +81,6 @@ async function look() {
   if ($("progress").dataset.complete !== "yes") return soon(pause());
   stop?.();
   stop = null;
-  $("notice").textContent = "The analysis is over.";
-  $("notice").hidden = false;
+  $("notice").textContent = $("progress").dataset.over;
+  $("notice").hidden = !$("progress").dataset.over;
 }

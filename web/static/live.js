@@ -1,8 +1,8 @@
 // The agent's page: what is being said, as it is said.
 
-import { callState, speaker, stepName, stepStatus } from "./names.js";
+import { callState, disposition, speaker, stepName, stepStatus } from "./names.js";
 import { follow, load, loadPatiently, showConnection } from "./stream.js";
-import { clock } from "./times.js";
+import { clock, waited } from "./times.js";
 import { draw, Words } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
@@ -10,6 +10,8 @@ const root = $("live");
 const callId = root.dataset.call;
 const apiUrl = `/api/calls/${encodeURIComponent(callId)}/`;
 const ANNOUNCEMENTS_KEPT = 5;
+/** Reason with which the legs and the call end when the caller refuses analysis. */
+const REFUSED = "consent refused";
 /** A reader within this distance of the end counts as being there. */
 const AT_END_PX = 48;
 
@@ -19,6 +21,9 @@ let lag = null;
 let latency = null;
 let skewMs = 0;
 let legs = [];
+/** Legs without live text, as events told; the API tells of all once it is asked. */
+let untold = new Set();
+let isRefused = false;
 let isFollowing = true;
 let numNew = 0;
 let drawPending = false;
@@ -34,10 +39,11 @@ async function start() {
   words = new Words();
   for (const segment of state.segments) words.final(segment);
   for (const partial of state.partials) words.partial(partial);
-  lag = state.lag;
+  lag = timed(state.lag) ?? lag;
   latency = state.segments.filter((each) => each.latency !== null).at(-1)?.latency ?? null;
   legs = state.legs;
   call = state;
+  if (state.consent === "no") refuse();
   showCall();
   showAfter(state.recordings);
   drawSoon();
@@ -49,6 +55,8 @@ async function start() {
 }
 
 function take(event) {
+  if (event.reason === REFUSED) refuse();
+  if (isRefused && event.type.startsWith("transcript.")) return;
   switch (event.type) {
     case "transcript.partial":
       words.partial(event);
@@ -64,8 +72,13 @@ function take(event) {
       }
       break;
     case "lag.updated":
-      lag = event;
+      lag = timed(event) ?? lag;
       showLag();
+      if (event.state === "recording") {
+        untold.add(event.leg ?? "");
+        showNoText();
+        reloadSoon();
+      }
       break;
     case "audio.lost":
       notice(`${speaker(event.leg)}: audio is missing from ${clock(event.start)} to ${clock(event.end)}.`, "warning");
@@ -111,15 +124,39 @@ function reloadSoon() {
       const { data } = await load(apiUrl);
       legs = data.legs;
       call = data;
+      if (data.consent === "no") refuse();
       showCall();
       showAfter(data.recordings);
       // Until its recording is there, nothing announces that waiting has ended.
       const isOpen = data.recordings.some((each) => ["queued", "processing"].includes(each.status));
-      if (data.state !== "live" && (isOpen || !data.recordings.length)) reloadLater();
+      const isAwaited = data.state === "ended" && !data.recordings.length && !isRefused;
+      if (isOpen || isAwaited) reloadLater();
     } catch {
       reloadLater();
     }
   }, 200);
+}
+
+/** A delay with seconds; that a leg has no live text is shown elsewhere. */
+const timed = (given) => (given && given.state !== "recording" ? given : null);
+
+/** The caller refuses analysis: nothing that was said stays in sight. */
+function refuse() {
+  if (isRefused) return;
+  isRefused = true;
+  words = new Words();
+  latency = null;
+  numNew = 0;
+  draw($("transcript"), $("turn"), []); // now: a hidden tab gets no frames
+  $("announcer").replaceChildren();
+  $("notice").hidden = true;
+  $("who").textContent = callId;
+  $("refused").textContent =
+    "The caller refused analysis. What was written here has been removed; neither text nor sound of this call is kept.";
+  $("refused").hidden = false;
+  $("waiting").hidden = false;
+  $("waiting").textContent = waiting();
+  showCall();
 }
 
 function reloadLater() {
@@ -136,34 +173,41 @@ function setConnection(state) {
 
 function showCall() {
   const state = $("state");
-  state.dataset.state = call.state;
-  state.textContent = callState(call.state);
+  // The conversation may well go on: what has ended is that anything listens to it.
+  state.dataset.state = isRefused ? "refused" : call.state;
+  state.textContent = isRefused ? "Analysis refused" : callState(call.state);
   root.dataset.state = call.state;
   const show = (part, text) => {
     root.querySelector(`[data-part=${part}]`).hidden = !text;
     root.querySelector(`[data-field=${part}]`).textContent = text ?? "";
   };
-  show("length", call.duration === null || call.duration === undefined ? "" : clock(call.duration));
-  show("reason", call.reason);
+  const isMissed = call.state === "missed";
+  show("length", isMissed || isRefused || (call.duration ?? null) === null ? "" : clock(call.duration));
+  show("reason", isRefused ? "" : call.reason);
+  show("outcome", call.disposition === "answered" ? "" : disposition(call.disposition));
+  show("wait", waited(call.wait_s));
+  if (isRefused) show("caller", "withheld at the caller's wish");
   $("after").hidden = call.state === "live";
+  if (isRefused) $("after-title").textContent = "Nothing listens any more";
   setConnection(connection);
   showTimer();
   showLag();
   showLegs();
+  showNoText();
   showFollowing();
 }
 
 function showTimer() {
   const begun = Date.parse(call.started_at ?? "");
   const seconds = call.duration ?? (call.state === "live" ? (Date.now() + skewMs - begun) / 1000 : NaN);
-  const text = Number.isNaN(seconds) ? "" : clock(seconds);
+  const text = Number.isNaN(seconds) || isRefused ? "" : clock(seconds);
   if ($("timer").textContent !== text) $("timer").textContent = text;
 }
 
 function showLag() {
   const element = $("lag");
   const isBehind = call.state === "live" && lag?.state === "behind";
-  element.hidden = call.state !== "live";
+  element.hidden = call.state !== "live" || isRefused || !isHeard();
   element.dataset.lag = isBehind ? "behind" : "ok";
   const text = isBehind
     ? `Text is ${lag.lag_s.toFixed(0)} s behind`
@@ -171,6 +215,26 @@ function showLag() {
   // A status region speaks on change: the seconds alone are no news.
   element.setAttribute("aria-live", isBehind ? "polite" : "off");
   if (element.textContent !== text) element.textContent = text;
+}
+
+/** Whether some leg has live text, or may still have. */
+const isHeard = () => !legs.length || legs.some((leg) => !leg.no_text);
+
+/** A party within a sentence; what is not named is some leg. */
+function party(leg) {
+  if (!leg) return "one leg";
+  return leg === "mixed" ? "this call" : `the ${speaker(leg).toLowerCase()}`;
+}
+
+/** Say calmly which party's words come later: nobody can do anything about it now. */
+function showNoText() {
+  const silent = legs.filter((leg) => leg.no_text);
+  for (const leg of silent) untold.delete(leg.leg);
+  if (silent.length) untold.delete("");
+  const names = [...new Set([...silent.map((leg) => leg.leg), ...untold])].map(party);
+  const text = `No live text for ${names.join(" and ")}: too many calls at once. The recording will be transcribed.`;
+  $("no-text").hidden = !names.length || isRefused;
+  if ($("no-text").textContent !== text) $("no-text").textContent = text;
 }
 
 function showLegs() {
@@ -187,9 +251,10 @@ function showLegs() {
 }
 
 function legState(leg) {
-  if (leg.state === "live") return "on the line";
+  if (leg.state === "live") return leg.no_text ? "on the line, no live text" : "on the line";
   if (leg.state === "expected") return "expected";
   if (leg.state === "expired") return "never came";
+  if (leg.reason === REFUSED) return "not listened to";
   return leg.reason ? `left: ${leg.reason}` : "left";
 }
 
@@ -201,10 +266,11 @@ function showAfter(recordings) {
     partial: "Some steps failed; the rest is on the call page.",
     failed: "Its recording could not be processed.",
   };
-  const recording = recordings.at(-1);
+  const recording = isRefused ? null : recordings.at(-1);
+  const none = call.state === "missed" ? "Nobody answered." : "Waiting for its recording.";
   $("after-text").textContent = recording
     ? text[recording.status] ?? recording.status
-    : "Waiting for its recording.";
+    : isRefused ? "Nothing of this call is analysed or kept." : none;
   $("steps").replaceChildren(...(recording?.steps ?? []).map((step) => {
     const item = $("step").content.firstElementChild.cloneNode(true);
     item.dataset.status = step.status;
@@ -243,10 +309,17 @@ function drawSoon() {
     const turns = words.turns();
     draw($("transcript"), $("turn"), turns);
     $("waiting").hidden = turns.length > 0;
-    $("waiting").textContent = call.state === "live" ? "Waiting for the first words…" : "No words were recognised.";
+    $("waiting").textContent = waiting();
     if (isFollowing) toEnd();
     showFollowing();
   });
+}
+
+function waiting() {
+  if (isRefused) return "No text of this call is kept.";
+  if (!isHeard()) return "The words come after the call, from its recording.";
+  if (call.state === "missed") return "Nobody answered, so there is no conversation to show.";
+  return call.state === "live" ? "Waiting for the first words…" : "No words were recognised.";
 }
 
 // ---- following, and reading back

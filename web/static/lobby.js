@@ -1,6 +1,6 @@
 // Live calls: rows come, run and go by themselves.
 
-import { follow, loadPatiently, showConnection } from "./stream.js";
+import { follow, load, loadPatiently, showConnection } from "./stream.js";
 import { clock, moment } from "./times.js";
 
 const $ = (id) => document.getElementById(id);
@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const ENDED_MS = 60_000;
 const rows = new Map([...$("rows").children].map((row) => [row.dataset.call, row]));
 let skewMs = 0;
+let reloadTimer = 0;
 
 async function start() {
   const { data, skewMs: skew } = await loadPatiently("/api/calls/", setConnection);
@@ -15,7 +16,7 @@ async function start() {
   const present = new Set(data.calls.map((call) => call.call_id));
   for (const callId of rows.keys()) if (!present.has(callId)) remove(callId);
   for (const call of [...data.calls].reverse()) add(call);
-  for (const call of data.calls) showLag(call.call_id, call.lag);
+  for (const call of data.calls) showLag(call.call_id, call.lag, call.legs);
   showCount();
   follow("/events/calls", data.last_event_id, { event: take, reset: start, state: setConnection });
 }
@@ -23,8 +24,19 @@ async function start() {
 function take(event) {
   if (event.type === "call.started") add({ ...event, started_at: event.at });
   if (event.type === "call.ended") end(event);
-  if (event.type === "lag.updated") showLag(event.call_id, event);
+  if (event.type === "lag.updated") takeLag(event);
   showCount();
+}
+
+function takeLag(event) {
+  showLag(event.call_id, event);
+  if (event.state !== "recording") return;
+  // The call's other leg may well have live text: the API knows each leg.
+  clearTimeout(reloadTimer);
+  reloadTimer = setTimeout(async () => {
+    const { data } = await load("/api/calls/").catch(() => ({ data: { calls: [] } }));
+    for (const call of data.calls) showLag(call.call_id, call.lag, call.legs);
+  }, 300);
 }
 
 function add(call) {
@@ -49,10 +61,12 @@ function add(call) {
 function end(event) {
   const row = rows.get(event.call_id);
   if (!row) return;
+  const isRefused = event.reason === "consent refused";
   row.dataset.ended = "yes";
   field(row, "timer").textContent = clock(event.duration ?? 0);
   field(row, "lag").dataset.lag = "none";
-  field(row, "lag").textContent = "Call ended";
+  field(row, "lag").textContent = isRefused ? "Analysis refused" : "Call ended";
+  if (isRefused) field(row, "caller").textContent = "withheld";
   field(row, "link").href = `/calls/${encodeURIComponent(event.call_id)}`;
   setTimeout(() => {
     if (row.dataset.ended) remove(event.call_id);
@@ -65,12 +79,24 @@ function remove(callId) {
   rows.delete(callId);
 }
 
-function showLag(callId, lag) {
+/** Show how far live text is behind; `legs` as the API tells of them, where it was asked. */
+function showLag(callId, lag, legs) {
   const row = rows.get(callId);
-  if (!row || row.dataset.ended || !lag) return;
-  const isBehind = lag.state === "behind";
-  field(row, "lag").dataset.lag = isBehind ? "behind" : "ok";
-  field(row, "lag").textContent = isBehind ? `${lag.lag_s.toFixed(0)} s behind` : "On time";
+  if (!row || row.dataset.ended) return;
+  if (legs) row.dataset.without = noText(legs);
+  else if (lag?.state === "recording" && !row.dataset.without) row.dataset.without = "partly";
+  if (!lag && !row.dataset.without) return;
+  const isBehind = lag?.state === "behind";
+  const late = { all: "After the call", partly: "Partly after the call" }[row.dataset.without];
+  field(row, "lag").dataset.lag = isBehind ? "behind" : late ? "later" : "ok";
+  field(row, "lag").textContent = isBehind ? `${lag.lag_s.toFixed(0)} s behind` : late ?? "On time";
+}
+
+/** Whether "all" legs, "partly" some or none ("") are without live text. */
+function noText(legs) {
+  const silent = legs.filter((leg) => leg.no_text).length;
+  if (!silent) return "";
+  return silent === legs.length ? "all" : "partly";
 }
 
 function showTimer(row) {

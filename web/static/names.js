@@ -1,6 +1,13 @@
 // Words for the codes of the API.
 
 const CALL = { live: "Live", ended: "Ended", missed: "Missed" };
+const DISPOSITIONS = {
+  answered: "Answered",
+  "no-answer": "No answer",
+  busy: "Busy",
+  abandoned: "Caller hung up",
+  failed: "Could not be reached",
+};
 const STEP = { pending: "waiting", running: "running", done: "done", failed: "failed", skipped: "skipped" };
 const STEPS = {
   settle: "Read the recording",
@@ -20,5 +27,6 @@ export function speaker(leg) {
 }
 
 export const callState = (state) => CALL[state] ?? state;
+export const disposition = (code) => DISPOSITIONS[code] ?? code ?? "";
 export const stepStatus = (status) => STEP[status] ?? status;
 export const stepName = (name) => STEPS[name] ?? name.charAt(0).toUpperCase() + name.slice(1);

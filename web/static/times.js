@@ -13,6 +13,12 @@ export function clock(seconds) {
   return h ? `${h}:${pad(m)}:${pad(s)}` : `${m}:${pad(s)}`;
 }
 
+/** How long somebody waited: 12 s, 2:05 min; nothing below a second, as `waited` in names.py. */
+export function waited(seconds) {
+  if (!(seconds >= 1)) return "";
+  return seconds < 60 ? `${seconds.toFixed(0)} s` : `${clock(seconds)} min`;
+}
+
 /** Show a <time> in the reader's zone; the exact instant stays as its title. */
 export function localise(element) {
   const moment = new Date(element.dateTime);

@@ -1,7 +1,4 @@
-"""``callcore doctor``: checks of this site, each with what to do when it fails.
-
-Exit code 0: all is well (warnings included), 1: something must be mended.
-"""
+"""Checks of this machine: what callcore needs without any Asterisk."""
 
 import contextlib
 import importlib.util
@@ -9,15 +6,18 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
 import redis
 
 from callcore import model_store, taxonomies
+from callcore.calls import now
 from callcore.category_rules import failed_examples
+from callcore.doctor.finding import Finding
 from callcore.errors import CallcoreError
 from callcore.settings import Address, Settings, broker_url
 from callcore.storage import Storage
@@ -28,29 +28,28 @@ NO_DISK_BYTES = 200_000_000
 TIMEOUT_S = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    state: str
-    """``ok``, ``warning`` or ``failed``."""
-    detail: str
-    remedy: str = ""
-    """What to do; empty when all is well."""
+#: This release came out then: a clock that shows an earlier day is wrong.
+RELEASED = datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def findings(settings: Settings) -> Iterator[Finding]:
-    """Run all checks, in the order in which a beginner should mend them."""
+def findings(settings: Settings, secret_files: Sequence[Path] = ()) -> Iterator[Finding]:
+    """Run all checks, in the order in which a beginner should mend them.
+
+    Args:
+        settings: Of the site.
+        secret_files: Files that hold secrets of the settings.
+    """
     checks: tuple[Callable[[Settings], Finding], ...] = (
         _packages,
+        _clock,
         _state_folder,
+        partial(check_permissions, secret_files=secret_files),
         _disk,
         _models,
-        _taxonomies,
+        check_taxonomies,
         _database,
         _broker,
-        _spool,
+        check_spool,
         _audiosocket,
         _agi,
         _web,
@@ -59,21 +58,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield check(settings)
 
 
-def run(settings: Settings) -> int:
-    """Print every finding and return the exit code."""
-    marks = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
-    failed = 0
-    for finding in findings(settings):
-        print(f"{marks[finding.state]} {finding.check:<12} {finding.detail}")
-        if finding.remedy:
-            print(f"{'':>20} -> {finding.remedy}")
-        failed += finding.state == "failed"
-    print(f"\n{failed} check(s) failed" if failed else "\nall is well")
-    return 1 if failed else 0
-
-
 def _packages(settings: Settings) -> Finding:
-    home = Path(__file__).parent.parent
+    home = Path(__file__).parent.parent.parent
     for name in ("workers", "web"):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).parent.parent if spec and spec.origin else None
@@ -86,6 +72,19 @@ def _packages(settings: Settings) -> Finding:
             )
     version = ".".join(map(str, sys.version_info[:3]))
     return Finding("packages", "ok", f"callcore, workers and web in Python {version}")
+
+
+def _clock(settings: Settings) -> Finding:
+    return clock_finding(now())
+
+
+def clock_finding(moment: datetime) -> Finding:
+    """Judge what this machine's clock shows."""
+    shown = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    if moment < RELEASED:
+        detail = f"it shows {shown}, before this callcore was made"
+        return Finding("clock", "failed", detail, "set it: `timedatectl set-ntp true`")
+    return Finding("clock", "ok", shown)
 
 
 def _state_folder(settings: Settings) -> Finding:
@@ -108,16 +107,41 @@ def _not_writable(folder: Path) -> str | None:
     return None if os.access(nearest, os.W_OK | os.X_OK) else "is not writable"
 
 
+def check_permissions(settings: Settings, secret_files: Sequence[Path]) -> Finding:
+    """Look whether others on this machine can read what callers say, or our secrets."""
+    kind, _, path = settings.database_url.partition(":///")
+    private = [settings.state_dir / "consent.key", *secret_files]
+    if kind == "sqlite":
+        private.append(Path(path))
+    for file in private:
+        with contextlib.suppress(OSError):
+            mode = file.stat().st_mode
+            # A service's secret may belong to its group; our own key is nobody else's.
+            if mode & (0o077 if file.parent == settings.state_dir else 0o007):
+                detail = f"others on this machine can read {file}"
+                return Finding("permissions", "failed", detail, f"chmod 600 {file}")
+    for folder in (settings.state_dir, settings.audio_dir):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mode & 0o007:
+                detail = f"everybody on this machine can look into {folder}"
+                return Finding("permissions", "warning", detail, f"chmod o= {folder}")
+    return Finding("permissions", "ok", "secrets and calls are closed to others")
+
+
 def _disk(settings: Settings) -> Finding:
     nearest = settings.audio_dir
     while not nearest.exists():
         nearest = nearest.parent
-    free = shutil.disk_usage(nearest).free
+    return disk_finding(nearest, shutil.disk_usage(nearest).free)
+
+
+def disk_finding(folder: Path, free: int) -> Finding:
+    """Judge the bytes that are free on the disk of a folder."""
     detail = f"{free / 1e9:.1f} GB free, about {free / 115e6:,.0f} hours of calls"
     if free < NO_DISK_BYTES:
-        return Finding("disk", "failed", detail, f"free space on the disk of {nearest}")
+        return Finding("disk", "failed", detail, f"free space on the disk of {folder}")
     if free < LOW_DISK_BYTES:
-        return Finding("disk", "warning", detail, f"free space on the disk of {nearest}")
+        return Finding("disk", "warning", detail, f"free space on the disk of {folder}")
     return Finding("disk", "ok", detail)
 
 
@@ -130,7 +154,8 @@ def _models(settings: Settings) -> Finding:
     return Finding("models", "ok", ", ".join(names) + " complete, hashes right")
 
 
-def _taxonomies(settings: Settings) -> Finding:
+def check_taxonomies(settings: Settings) -> Finding:
+    """Judge the taxonomies that the settings name."""
     remedy = "mend the file, or CALLCORE_TAXONOMIES; docs/analysis.md explains the keys"
     try:
         known = taxonomies.load(settings.taxonomies)
@@ -178,7 +203,8 @@ def _broker(settings: Settings) -> Finding:
     return Finding("broker", "ok", f"the {kind} answers")
 
 
-def _spool(settings: Settings) -> Finding:
+def check_spool(settings: Settings) -> Finding:
+    """Judge whether the folder of finished recordings can be read."""
     folder = settings.spool_dir
     if not folder.is_dir():
         remedy = f"`callcore up` creates it, or set CALLCORE_SPOOL_DIR; wanted: {folder}"
@@ -209,9 +235,7 @@ def _listener(check: str, address: Address) -> Finding:
 
 
 def _web(settings: Settings) -> Finding:
-    address = settings.web_bind
-    host = _reachable(address.host)
-    url = f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
+    address, url = settings.web_bind, web_url(settings)
     try:
         answer = httpx.get(f"{url}/ready", timeout=TIMEOUT_S, trust_env=False)
     except httpx.HTTPError:
@@ -220,6 +244,11 @@ def _web(settings: Settings) -> Finding:
         detail = f"{address} answers, but is not ready ({answer.status_code})"
         return Finding("web", "failed", detail, f"see {url}/ready for the reason")
     return Finding("web", "ok", f"ready on {url}")
+
+
+def web_url(settings: Settings) -> str:
+    """Return the address of the site's pages on this machine."""
+    return f"http://{Address(_reachable(settings.web_bind.host), settings.web_bind.port)}"
 
 
 def _reachable(host: str) -> str:

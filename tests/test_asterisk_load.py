@@ -1,0 +1,57 @@
+"""Fifty tapped calls at once on a real Asterisk, more than the recogniser can follow."""
+
+import re
+
+import pytest
+
+from tests.support.exchange import Exchange, error_rates
+
+pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.redis]
+
+CALLS = 50
+#: What each party says: 20 s.
+WORDS = ("ss-noservice", "invalid", "ss-noservice")
+SAYS = "silence/1&ss-noservice&silence/1&invalid&silence/1&ss-noservice&silence/3"
+LASTS_S = 20.0
+
+
+def test_fifty_tapped_calls_lose_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with Exchange(tmp_path_factory.mktemp("x"), unregistered="refuse") as exchange:
+        exchange.asterisk.call(
+            "bridged", caller_says=SAYS, agent_says=SAYS, caller="5552000", count=CALLS, rate=10
+        )
+        exchange.asterisk.wait_idle(120)
+        exchange.site.wait("all calls are over", lambda: _ended(exchange) == CALLS)
+        calls = [exchange.storage.call(call_id) for call_id in _calls(exchange)]
+        legs = [leg for call in calls for leg in call.legs]
+        assert len(legs) == 2 * CALLS
+        assert {leg.reason for leg in legs} == {"hangup"}
+        assert not [line for line in exchange.site.lines if "audio lost" in line]
+        received = [
+            float(found[1])
+            for line in exchange.site.lines
+            if "leg ended" in line and (found := re.search(r"received_s=([\d.]+)", line))
+        ]
+        assert len(received) == 2 * CALLS
+        assert min(received) >= LASTS_S - 1.0
+
+        admitted = [leg for leg in legs if leg.no_text is None]
+        refused = [leg for leg in legs if leg.no_text is not None]
+        assert admitted
+        assert refused
+        for leg in admitted:
+            segments = exchange.storage.live_segments(leg.call_id)
+            assert error_rates(segments, leg.leg, *WORDS) <= 0.3, segments
+        for call in calls:
+            if any(leg.no_text for leg in call.legs):
+                heard = exchange.wait_document(call.call_id)["segments"]
+                for name in ("caller", "agent"):
+                    assert error_rates(heard, name, *WORDS) <= 0.3
+
+
+def _calls(exchange: Exchange) -> list[str]:
+    return [each.call_id for each in exchange.storage.calls(None, 1000)[0]]
+
+
+def _ended(exchange: Exchange) -> int:
+    return sum(exchange.storage.call(call_id).state == "ended" for call_id in _calls(exchange))

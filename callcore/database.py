@@ -7,7 +7,9 @@ write stop each other. PostgreSQL works by psycopg 3 at READ COMMITTED.
 
 import contextlib
 import fcntl
+import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from callcore.errors import CallcoreError, ConfigError
 
 #: Seconds that a writer waits for another one, and a thread for a free connection.
 BUSY_TIMEOUT_S = 30.0
+#: Seconds between two looks at a lock that another writer holds.
+_TURN_S = 0.003
 #: Connections of one process; more threads than that wait for each other.
 MAX_CONNECTIONS = 32
 
@@ -156,6 +160,31 @@ class Database:
                 self.peewee.execute_sql("PRAGMA journal_mode=wal")
 
 
+_Pooled: Any = PooledSqliteDatabase  # playhouse has no types
+
+
+class _Sqlite(_Pooled):  # type: ignore[misc]
+    def begin(self, lock_type: str | None = None) -> None:
+        """Begin, waiting for other writers.
+
+        SQLite itself looks at a held lock ten times a second: beside busy writers that is hardly
+        ever the moment at which it is free, and some waited for seconds.
+        """
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        self.execute_sql("PRAGMA busy_timeout=0")
+        try:
+            while True:
+                try:
+                    super().begin(lock_type)
+                    return
+                except peewee.OperationalError as error:
+                    if "locked" not in str(error) or time.monotonic() >= deadline:
+                        raise
+                time.sleep(_TURN_S * random.uniform(0.5, 1.5))
+        finally:
+            self.execute_sql(f"PRAGMA busy_timeout={round(BUSY_TIMEOUT_S * 1000)}")
+
+
 def _open_sqlite(path: str) -> peewee.Database:
     if path != ":memory:":
         Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +194,7 @@ def _open_sqlite(path: str) -> peewee.Database:
         "foreign_keys": 1,
         "temp_store": "memory",
     }
-    pooled: Any = PooledSqliteDatabase  # playhouse has no types
-    database: peewee.Database = pooled(
+    database: peewee.Database = _Sqlite(
         path,
         pragmas=pragmas,
         max_connections=MAX_CONNECTIONS,

@@ -28,6 +28,12 @@ _ASSUMED_LEG_S = 30.0
 #: hold will speak.
 _LEAST_COST = 0.25
 
+#: Seconds after which what is said has become work: an utterance is decoded when it is over.
+_DELAY_S = 6.0
+
+#: Load from which on more is waiting than is done: what was done says too little of what legs need.
+_SATURATED = 0.95
+
 #: Seconds between two readings that are kept.
 _GRAIN_S = 0.25
 
@@ -100,10 +106,11 @@ class LoadMeter:
     @property
     def leg_cost(self) -> float:
         """Share of the decoder's time that a leg needs on average."""
-        first = self._readings[0]
+        first, heard = self._readings[0], self._at(self._newest.at - _DELAY_S)
         needed_s = self._newest.needed_s - first.needed_s + self._leg_cost * _ASSUMED_LEG_S
-        measured = needed_s / (self._newest.leg_s - first.leg_s + _ASSUMED_LEG_S)
-        return max(measured, _LEAST_COST * self._leg_cost) / self.threads
+        measured = needed_s / (heard.leg_s - first.leg_s + _ASSUMED_LEG_S)
+        least = 1.0 if self.load >= _SATURATED else _LEAST_COST
+        return max(measured, least * self._leg_cost) / self.threads
 
     def predicted(self, opened: Iterable[float]) -> float:
         """Return the load with one more leg; it may be more than 1.
@@ -121,13 +128,15 @@ class LoadMeter:
         Before the first reading the decoder did nothing, so the seconds are never fewer than the
         window.
         """
-        since = self._newest.at - self.window_s
-        found = self._readings[0]
-        for reading in reversed(self._readings):
-            if reading.at <= since:
-                found = reading
-                break
+        found = self._at(self._newest.at - self.window_s)
         return found, max(self.window_s, self._newest.at - found.at)
+
+    def _at(self, moment: float) -> Reading:
+        """Return the newest reading up to a moment; before all of them the oldest."""
+        for reading in reversed(self._readings):
+            if reading.at <= moment:
+                return reading
+        return self._readings[0]
 
 
 class Admission:

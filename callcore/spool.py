@@ -1,12 +1,14 @@
 """The spool folder: finished recordings that a PBX drops, handed to ``intake``.
 
 File-system events are hints, the scan is the truth: a scan at the start, one a minute, and one
-whenever events may have been missed. A file counts when it has not changed for ``settle_s``; what
-is in it, ``settle`` finds out. Files are left where they are; a table remembers which were
-registered and how they looked, so that a restart registers nothing twice. What was recorded long
-ago comes as backfill: it gives way to live calls and to new recordings.
+whenever events may have been missed. A file counts when it has not changed for ``settle_s`` and is
+no WAV that is still being written; what is in it, ``settle`` finds out. Files are left where they
+are; a table remembers which were registered and how they looked, so that a restart registers
+nothing twice. What was recorded long ago comes as backfill: it gives way to live calls and to new
+recordings.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -23,8 +25,8 @@ import peewee
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from callcore import filenames, intake, log
-from callcore.audio import WAV_HEADER_BYTES
+from callcore import filenames, intake, log, settling
+from callcore.audio import WAV_HEADER_BYTES, wav_needs_repair
 from callcore.calls import CallFacts, Media
 from callcore.errors import Refused
 from callcore.jobs import Waker
@@ -142,7 +144,13 @@ class Scanner:
 
     def _wait_s(self, found: Found) -> float:
         age_s = self._clock() - found.changed_at
-        return 0.0 if age_s < -_FUTURE_S else self._settings.settle_s - age_s
+        wait_s = 0.0 if age_s < -_FUTURE_S else self._settings.settle_s - age_s
+        if wait_s <= 0 and age_s < settling.REPAIR_AFTER * self._settings.settle_s:
+            with contextlib.suppress(OSError):  # settle will tell
+                if wav_needs_repair(found.path):
+                    # A call that goes on: MixMonitor writes every two seconds.
+                    return self._settings.settle_s or 0.1
+        return wait_s
 
     def _group(self, path: str) -> str:
         """Return what the files of one recording share."""

@@ -49,7 +49,7 @@ def test_what_a_leg_costs_is_assumed_then_measured_and_never_nothing():
     load = meter()
     assert load.leg_cost == pytest.approx(0.05)
     now = work(load, 60, busy=0.6, needed=0.6, legs=2)
-    assert load.leg_cost == pytest.approx((0.05 * 30 + 36) / 150, rel=0.02)
+    assert load.leg_cost == pytest.approx((0.05 * 30 + 36) / (150 - 12), rel=0.02)
     for second in range(1, 121):
         load.note(now + second, 36.0, 36.0, 100)
     assert load.leg_cost == 0.25 * 0.05

@@ -87,7 +87,7 @@ MIN_AUDIO_BYTES: Final = 32
 MAX_OTHERS: Final = 200
 
 #: Bytes of audio that pay for one more of them: 10 ms at 8 kHz. Counted in bytes, because there is
-#: no clock here; audio itself cannot run far ahead of the clock (``session.MAX_AHEAD_S``).
+#: no clock here; audio itself cannot run far ahead of the clock (``leg_session.MAX_AHEAD_S``).
 BYTES_PER_OTHER: Final = 160
 
 #: The UUID of a stream that is none: it only asks whether somebody answers.

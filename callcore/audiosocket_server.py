@@ -11,7 +11,8 @@ never stops reading a socket: a short write on Asterisk's side ends the caller's
   that is not wanted is half-closed and drained, never reset while it sends;
 * connections without a UUID: a channel that was not answered connects and closes.
 
-A stream whose UUID is all zeros is a probe (``callcore doctor``): it is answered and is no leg.
+A stream whose UUID is all zeros is a probe (``callcore doctor``): it is answered, is no leg, and is
+ended after ``PROBE_S``: neither a proxy without a daemon behind it nor one that hangs does that.
 """
 
 import asyncio
@@ -37,7 +38,8 @@ from callcore.audiosocket import (
     silence_frame,
 )
 from callcore.errors import Refused, RemoteProtocolError
-from callcore.session import LegSession, LiveCalls
+from callcore.leg_session import LegSession
+from callcore.session import LiveCalls
 from callcore.settings import Address, Settings
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ UUID_TIMEOUT_S = 2.0
 KEEPALIVE_S = 1.0
 #: Seconds in which a peer may close after we have closed our half.
 FAREWELL_S = 2.0
-#: Seconds after which a probe that does not hang up is dropped.
-PROBE_S = 10.0
+#: Seconds after which a probe is ended: whoever does not know AudioSocket closes at once or not at
+#: all (``doctor.reach``).
+PROBE_S = 2.0
 #: Seconds that legs get for their last words once they are ended. With the drain, the farewell and
 #: the publisher's last events that must stay under the 30 s of ``supervisor.STOP_TIMEOUT_S``.
 SEAL_S = 10.0
@@ -196,6 +199,7 @@ class Peer(asyncio.Protocol):
         self._leg: LegSession | None = None
         self._kind = Kind.SLIN
         self._counted = False
+        self._is_probe = False
         self._complained = False
         self._end: str | None = None  # why the stream ended, once it has
         self._heard_at = self._due_at = server.clock()
@@ -258,6 +262,10 @@ class Peer(asyncio.Protocol):
         """Count it out; a reset is a hangup like any other."""
         self._ended("hangup")
         self._server.peers.discard(self)
+        # Not before: what is half-closed still holds a descriptor.
+        if self._counted:
+            self._counted = False
+            self._server.hosts[self._host] -= 1
         self._server.changed()
 
     def tick(self, at: float) -> None:
@@ -265,6 +273,9 @@ class Peer(asyncio.Protocol):
         if self._end is not None:
             if at >= self._due_at:
                 self.abort()
+        elif self._is_probe:
+            if at >= self._due_at:
+                self.dismiss("probe")
         elif self._leg is None:
             if at >= self._due_at:
                 logger.info("no UUID came in time", extra={"peer": self._host})
@@ -293,8 +304,8 @@ class Peer(asyncio.Protocol):
 
     def _open(self, leg_uuid: str, at: float) -> None:
         if leg_uuid == PROBE_UUID:
+            self._is_probe = True
             self._send_silence(at)
-            self._ended("probe")
             self._due_at = at + PROBE_S
             return
         try:
@@ -332,12 +343,11 @@ class Peer(asyncio.Protocol):
         self._end = reason
         if self._leg is not None:
             self._leg.end(reason)
+        elif self._is_probe:
+            reason = "probe"
         elif reason == "hangup":  # Asterisk does so where the channel is not answered
             reason = "closed without UUID"
         self._server.counts[reason] += 1
-        if self._counted:
-            self._counted = False
-            self._server.hosts[self._host] -= 1
         self._server.changed()
         return True
 

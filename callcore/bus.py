@@ -35,6 +35,7 @@ EXPIRE_S = 24 * 3600
 START = "0-0"
 
 _PARTIAL = "transcript.partial"
+_ENDED = "call.ended"
 #: Entries of the lobby that are read at once to find those of one call.
 _PAGE = 1000
 
@@ -82,9 +83,10 @@ class MemoryBus:
             self.events.extend(events)
 
     def forget(self, call_ids: Sequence[str]) -> None:
-        """Drop the events of a call."""
+        """Drop the events of a call, but not that it ended."""
         with self._lock:
-            self.events[:] = [each for each in self.events if each.call_id not in call_ids]
+            kept = (e for e in self.events if e.call_id not in call_ids or e.type == _ENDED)
+            self.events[:] = kept
 
 
 class RedisBus:
@@ -130,7 +132,9 @@ class RedisBus:
             self._doubtful = None
 
     def forget(self, call_ids: Sequence[str]) -> None:
-        """Empty the call's room and take it out of the lobby.
+        """Empty the call's room and take it out of the lobby, but for that it ended.
+
+        Of a page that reads on in the lobby nothing else takes the call away.
 
         An emptied stream goes on counting its ids, so that whoever follows it misses nothing that
         comes after.
@@ -144,7 +148,7 @@ class RedisBus:
             first = "-"
             entries: Any = self._client.xrange(LOBBY, first, count=_PAGE)
             while entries:
-                gone = [key for key, entry in entries if _call_of(entry) in call_ids]
+                gone = [key for key, entry in entries if _is_of(call_ids, entry)]
                 if gone:
                     self._client.xdel(LOBBY, *gone)
                 first = f"({entries[-1][0].decode()}"
@@ -173,8 +177,9 @@ class RedisBus:
             pipe.execute()
 
 
-def _call_of(entry: dict[bytes, bytes]) -> str:
-    return str(json.loads(entry[b"event"])["call_id"])
+def _is_of(call_ids: Sequence[str], entry: dict[bytes, bytes]) -> bool:
+    event = json.loads(entry[b"event"])
+    return event["call_id"] in call_ids and event["type"] != _ENDED
 
 
 @dataclass(frozen=True, slots=True)

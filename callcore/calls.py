@@ -10,6 +10,9 @@ SETTLE = "settle"
 #: ``Call.consent`` of a call whose caller refused analysis.
 REFUSED = "no"
 
+#: ``CallFacts.direction`` of a call that somebody here made.
+OUT = "out"
+
 #: Doors that hand a file over. What lies in the audio folder and came through another one belongs
 #: to somebody else: whoever names such a file points at it.
 GIVING_DOORS = frozenset({"capture", "upload", "webhook"})
@@ -104,6 +107,14 @@ class CallFacts:
     """Language code such as ``en``."""
     started_at: datetime | None = None
     """When the call (or the recording) began, UTC."""
+
+    @property
+    def outsider(self) -> str | None:
+        """The number of the person at the other end, who may refuse analysis.
+
+        That is the caller, unless the call is known to go out: then ``caller`` is one of us.
+        """
+        return self.callee if self.direction == OUT else self.caller
 
     def merged(self, other: "CallFacts") -> "CallFacts":
         """Return these facts completed by ``other``: what is known here stays."""

@@ -20,6 +20,7 @@ from callcore.calls import (
     GIVING_DOORS,
     SETTLE,
     Call,
+    CallState,
     DocumentState,
     Recording,
     RecordingState,
@@ -43,7 +44,7 @@ from callcore.log import call_context, frames
 from callcore.settings import Settings
 from callcore.settling import Gone, NotYet, Site
 from callcore.steps import Engines, Step, StepContext, table
-from callcore.storage import Storage, call_rows, outbox, recording_rows
+from callcore.storage import Storage, call_rows, consent_rows, outbox, recording_rows
 
 logger = logging.getLogger(__name__)
 
@@ -280,14 +281,16 @@ class Chain:
             if later is None:
                 raise
             raise later from error
-        unused = self._storage.unused_files(claim.audio_id, unneeded)
-        settling.remove(unused, self._settings.audio_dir)
+        if unneeded:
+            unused = self._storage.unused_files(claim.audio_id, unneeded)
+            settling.remove(unused, self._settings.audio_dir)
         return outcome
 
     def _settled(self, claim: Claim, unneeded: list[str]) -> Outcome:
         if lacking := admission.shortage(self._settings):
             raise NotYet(DISK_FULL_S, lacking)
-        better = self._own_recording(claim.audio_id) if self._is_fallback(claim.audio_id) else None
+        is_fallback = self._is_fallback(claim.audio_id)
+        better = self._own_recording(claim.audio_id) if is_fallback else None
         database = self._storage.database
         if better is not None:
             with database.transaction():
@@ -295,6 +298,8 @@ class Chain:
                 outcome = self.ledger.finish(claim, None, {})
                 unneeded += self._merge_capture(better, claim.audio_id)
             return replace(outcome, over=False)
+        if is_fallback and (forgotten := self._forgotten(claim)) is not None:
+            return forgotten
         settled = self._copied(claim.audio_id)
         media = settled.media
         with database.transaction():
@@ -323,7 +328,8 @@ class Chain:
         # Outside of the transaction: a share that is slow must keep nobody from writing.
         beside = settling.with_siblings(named, audio_dir)
         with database.transaction():
-            if beside:
+            call_id = recording_rows.call_of(database, audio_id)
+            if beside and not consent_rows.is_refused(database, call_id):
                 recording_rows.add_files(database, audio_id, beside, named[0].source)
             named = recording_rows.sources(database, audio_id)
             stored = recording_rows.stored_media(database, audio_id)
@@ -390,6 +396,34 @@ class Chain:
             if other.state == RecordingState.EXPECTED and waited_s < OTHER_PATIENCE_S:
                 raise NotYet(OTHER_RECORDING_S, "the PBX's own recording is being settled")
         return None
+
+    def _forgotten(self, claim: Claim) -> Outcome | None:
+        """Forget a capture of a call that nobody answered, with its files; None if it counts."""
+        database = self._storage.database
+        with database.transaction():
+            database.serialize(call_rows.CALLS)
+            if not self._is_unanswered(claim.audio_id):
+                return None
+            outcome = self.ledger.finish(claim, None, {})  # while its row is there
+            given = self._given_files(claim.audio_id)
+            files = recording_rows.unused(database, claim.audio_id, given)
+            recording_rows.forget_capture(database, claim.audio_id, files)
+        settling.remove(files, self._settings.audio_dir)
+        logger.info("the capture is dropped", extra={"reason": "nobody answered"})
+        return replace(outcome, over=False)
+
+    def _is_unanswered(self, audio_id: str) -> bool:
+        # A caller who waited in vain was tapped too: ringing and music are no conversation. Only
+        # now, when the capture is due, has the PBX had time to tell how the call ended. Who spoke
+        # to a machine or a voicemail is kept: that stream may be the only recording of it. So is
+        # what nobody listened to live.
+        recording = self._storage.recording(audio_id)
+        call = self._storage.call(recording.call_id)
+        is_new = recording.state == RecordingState.EXPECTED
+        was_heard = self._settings.live == "on" and not any(leg.no_text for leg in call.legs)
+        if not (is_new and was_heard and call.state == CallState.MISSED):
+            return False
+        return not self._storage.live_segments(call.call_id)
 
     def _absorb_captures(self, audio_id: str) -> list[str]:
         """Merge captures of the call into its own recording, which came later than they waited."""

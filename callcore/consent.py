@@ -2,11 +2,13 @@
 
 A refused call stays on record as a call without words, sound and number. Its number is kept as
 HMAC-SHA256, so that recordings of that caller's later calls are refused too; without the key
-nobody can tell whose number a hash is, or try all numbers.
+nobody can tell whose number a hash is, or try all numbers. It is the number of the person at the
+other end: who calls, or who is called by us.
 
 A number is what is left of it without spaces, dashes, dots, brackets and strokes, and without
 ``+`` or the ``00`` that stands for it: ``+44 20 7946 0000``, ``00442079460000`` and
-``442079460000`` are one. Nothing national is guessed: ``020 7946 0000`` is another number.
+``442079460000`` are one, and so is ``+44 (0)20 7946 0000``. Nothing national is guessed:
+``020 7946 0000`` is another number.
 """
 
 import contextlib
@@ -18,14 +20,13 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from callcore import events, settling
+from callcore import settling
 from callcore.bus import Rooms
 from callcore.calls import CallFacts
-from callcore.errors import ConfigError, Refused
+from callcore.errors import ConfigError, NotFound, Refused
 from callcore.log import frames
 from callcore.settings import Settings
 from callcore.storage import Storage, call_rows, consent_rows
@@ -42,6 +43,8 @@ KEY_FILE = "consent.key"
 _MIN_KEY = 32
 #: What every key hashes, so that a key that was lost or is another machine's is noticed.
 _KEY_CHECK = "callcore: this is no number"
+#: How people write a number for callers from both inside and outside of the country.
+_TRUNK_ZERO = re.compile(r"((?:\+|00)[^(]*)\(0\)")
 _FORMATTING = re.compile(r"[\s\-./()\u2010-\u2015\u00a0]")
 _SCHEME = re.compile(r"(?:tel|sips?):", re.IGNORECASE)
 #: Two digits or more: extensions are people too. One digit is no extension of anybody's.
@@ -59,6 +62,7 @@ def normalised(number: str | None) -> str | None:
     so do names instead of numbers as far as anybody can tell.
     """
     text = _SCHEME.sub("", (number or "").strip(), count=1)
+    text = _TRUNK_ZERO.sub(r"\1", text, count=1) if text[:1] in ("+", "0") else text
     text = _FORMATTING.sub("", re.split("[@;]", text, maxsplit=1)[0])
     text = _INTERNATIONAL.sub("", text, count=1) if text[:1] in ("+", "0") else text
     if not _NUMBER.fullmatch(text) or not text.strip("0*#") or text in _NOBODY:
@@ -72,7 +76,7 @@ class Consent:
     Args:
         storage: The record.
         settings: ``consent_key``, or ``state_dir`` where the key's file is; ``audio_dir``.
-        bus: Where the call's live events are; None leaves them to the daemon that has its legs.
+        bus: Where live events are; None leaves them to whoever does ``forget_rooms``.
     """
 
     def __init__(self, storage: Storage, settings: Settings, bus: Rooms | None = None) -> None:
@@ -99,6 +103,24 @@ class Consent:
             raise self._wrong_key("the one by which numbers are remembered")
         return bool(asked) and asked[0] in known
 
+    def is_outsider_refused(self, facts: CallFacts) -> bool:
+        """Tell whether the person at the other end of a call refused analysis.
+
+        What the call knows beside these facts counts too: few reports tell the direction.
+
+        Raises:
+            ConfigError: As for ``is_refused``.
+        """
+        return self.is_refused(self.outsider(facts))
+
+    def outsider(self, facts: CallFacts, ids: Iterable[str] = ()) -> str | None:
+        """Return the number of the person at the other end, by these facts and those on record."""
+        with self._database.connection():
+            for each in (*call_rows.ids_of(facts), *ids):
+                with contextlib.suppress(NotFound):
+                    facts = facts.merged(call_rows.read(self._database, each).facts)
+        return facts.outsider
+
     def allow(self, number: str | None) -> bool:
         """Forget that a number refused; tell whether it had. Calls that were refused stay so."""
         plain, key = normalised(number), self._key()
@@ -109,15 +131,15 @@ class Consent:
 
     # ---- calls
 
-    def is_call_refused(self, facts: CallFacts) -> bool:
+    def is_call_refused(self, facts: CallFacts, ids: Iterable[str] = ()) -> bool:
         """Tell whether the call of these ids was refused."""
-        return consent_rows.refused_among(self._database, call_rows.ids_of(facts))
+        return consent_rows.refused_among(self._database, [*call_rows.ids_of(facts), *ids])
 
     def refuse(self, facts: CallFacts, ids: Iterable[str] = ()) -> str:
-        """Refuse a call and remember its caller's number; again changes nothing.
+        """Refuse a call and remember the number at its other end; again changes nothing.
 
         Args:
-            facts: At least one id of the call, the caller's number if it is known.
+            facts: At least one id of the call, the number and the direction if they are known.
             ids: Further ids.
 
         Returns:
@@ -130,19 +152,24 @@ class Consent:
         if not known_as:
             raise Refused("bad-id", "expected an id of the call", "call_id")
         moment = self._storage.clock()
-        nameless = replace(facts, caller=None)
         with self._database.transaction():
             self._database.serialize(call_rows.CALLS)
-            call_id = call_rows.claim(self._database, known_as, nameless, moment)
-            call = call_rows.read(self._database, call_id)
+            number = self.outsider(facts, known_as)
+            call_id = call_rows.claim(self._database, known_as, facts, moment)
             consent_rows.refuse(self._database, call_id, moment)
-            self._remember(facts.caller or call.facts.caller)
-            # A call that only waits for its legs has none any more.
-            is_over = call_rows.end_if_idle(self._database, call_id, consent_rows.ENDED, moment)
-        logger.info("call refused by its caller", extra={"call_id": call_id})
-        self._clear_room(call_id, is_over)
-        self.clean(call_id)
+            self._remember(number)
+            self._database.after_commit(lambda: self._refused(call_id))
         return call_id
+
+    def name(self, facts: CallFacts, ids: Iterable[str]) -> None:
+        """Give a call that is known further ids: what comes under them is that call's."""
+        known_as = [*call_rows.ids_of(facts), *ids]
+        with self._database.transaction():
+            call_rows.complete(self._database, known_as, facts, self._storage.clock())
+
+    def clean_later(self, call_id: str) -> None:
+        """Delete files of a refused call as soon as its refusal is on record."""
+        self._database.after_commit(lambda: self.clean(call_id))
 
     def clean(self, call_id: str | None = None) -> int:
         """Delete files of refused calls that are still there; return how many.
@@ -170,9 +197,29 @@ class Consent:
             logger.info("files of refused calls deleted", extra={"files": num_files})
         return num_files
 
-    def sweep(self) -> int:
-        """Delete what is left of any refused call; for workers, from time to time."""
-        return self.clean()
+    def forget_rooms(self) -> int:
+        """Forget live events of refused calls, until none can come any more; return of how many.
+
+        Whoever has published them may have been told late, and so may the broker.
+        """
+        if self._bus is None:
+            return 0
+        database, moment = self._database, self._storage.clock()
+        with database.connection():
+            calls = consent_rows.rooms(database)
+            ids = [known_as for each in calls for known_as in call_rows.all_ids(database, each)]
+        if not calls:
+            return 0
+        try:
+            self._bus.forget(ids)
+        except Exception as error:
+            logger.warning("live events not forgotten yet", extra={"error": frames(error)})
+            with database.transaction():
+                consent_rows.forget_later(database, moment)
+            return 0
+        with database.transaction():
+            consent_rows.rooms_forgotten(database, calls, moment)
+        return len(calls)
 
     def _is_gone(self, path: str) -> bool:
         """Delete a file of ours; tell whether nothing of it is left to be deleted."""
@@ -187,18 +234,15 @@ class Consent:
             return False
         return True
 
-    def _clear_room(self, call_id: str, is_over: bool) -> None:
-        if self._bus is None:
-            return
-        try:
-            self._bus.forget(call_rows.all_ids(self._database, call_id))
-            if is_over:
-                reason = consent_rows.ENDED
-                self._bus.publish([events.make("call.ended", call_id, reason=reason)])
-        except Exception as error:
-            # The call is refused all the same; its events expire, and a daemon that has legs of
-            # it forgets them once more.
-            logger.warning("live events not forgotten yet", extra={"error": frames(error)})
+    def _refused(self, call_id: str) -> None:
+        logger.info("call refused by its caller", extra={"call_id": call_id})
+        if self._bus is not None:
+            try:
+                self._bus.forget(call_rows.all_ids(self._database, call_id))
+            except Exception as error:
+                # The call is refused all the same, and whoever does ``forget_rooms`` tries again.
+                logger.warning("live events not forgotten yet", extra={"error": frames(error)})
+        self.clean(call_id)
 
     # ---- the key
 
@@ -206,20 +250,19 @@ class Consent:
         plain = normalised(number)
         if plain is None:
             return
+        database = self._database
         try:
             key = self._key() or self._made_key()
+            check = _hash(key, _KEY_CHECK)
+            if not consent_rows.known(database, [check]) and consent_rows.has_any(database):
+                # Were it known from now on, nobody would notice that it does not tell of those
+                # who refused before.
+                raise self._wrong_key("the one by which numbers are remembered")
         except ConfigError as error:
             # The call is refused whatever becomes of the number.
             logger.error("a number cannot be remembered", extra={"reason": str(error)})
             return
-        check = _hash(key, _KEY_CHECK)
-        if not consent_rows.known(self._database, [check]) and consent_rows.has_any(self._database):
-            logger.error(
-                "numbers that refused are remembered by another key",
-                extra={"reason": str(self._wrong_key("the same on all machines"))},
-            )
-        hashes = (check, _hash(key, plain))
-        consent_rows.remember(self._database, hashes, self._storage.clock())
+        consent_rows.remember(database, (check, _hash(key, plain)), self._storage.clock())
 
     @property
     def _key_file(self) -> Path:

@@ -10,7 +10,7 @@ import fcntl
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -78,12 +78,25 @@ class Database:
             yield
             return
         kind = () if self.is_postgres else ("IMMEDIATE",)
+        later: list[Callable[[], object]] = []
         with self.connection(), self.peewee.atomic(*kind):
-            self._local.in_transaction = True
+            self._local.in_transaction, self._local.later = True, later
             try:
                 yield
             finally:
                 self._local.in_transaction = False
+        for work in later:
+            work()
+
+    def after_commit(self, work: Callable[[], object]) -> None:
+        """Do something that must not precede the commit; never if the transaction comes to nothing.
+
+        Outside of a transaction it is done at once.
+        """
+        if getattr(self._local, "in_transaction", False):
+            self._local.later.append(work)
+        else:
+            work()
 
     def _revive(self) -> None:
         """Replace a pooled connection whose server was restarted meanwhile."""

@@ -62,6 +62,8 @@ class Accepted:
     """False if another door had reported it."""
     wake: bool
     """Whether there is work now: tell a worker to settle it."""
+    is_refused: bool = False
+    """Whether its caller refused analysis."""
 
 
 # ---- legs
@@ -79,11 +81,13 @@ def register_leg(
         storage: The record.
         uuid: What the stream will begin with.
         facts: What is known of the leg and its call.
-        settings: Given, the caller's number is looked up among those that refused analysis.
+        settings: Given, the number is looked up among those that refused analysis.
 
     Raises:
         Refused: ``bad-uuid``, ``bad-id``, ``bad-leg``, ``bad-language``, ``bad-direction``,
-            ``too-long``, ``uuid-in-use``, or ``consent-refused``.
+            ``too-long``, ``uuid-in-use``, or ``consent-refused``: a stream that comes with this
+            UUID all the same is of a refused call.
+        ConfigError: If nobody can tell whether the number refused.
     """
     right_uuid = None
     if facts.leg == STEREO:
@@ -94,11 +98,24 @@ def register_leg(
     if own == PROBE_UUID:
         raise Refused("bad-uuid", "this UUID is for streams that are no legs", "uuid")
     consent = Consent(storage, settings) if settings is not None else None
-    if consent is not None and consent.is_refused(facts.caller):
+    if consent is not None and consent.is_outsider_refused(facts):
         # The other party's leg may come without the number: the call itself knows then.
         consent.refuse(facts, [own])
         raise Refused(consent_rows.CODE, consent_rows.REASON)
-    return storage.register_leg(own, facts, REGISTRATION_VALID_S, right_uuid)
+    try:
+        return storage.register_leg(own, facts, REGISTRATION_VALID_S, right_uuid)
+    except Refused as error:
+        if consent is not None and error.code == consent_rows.CODE:
+            consent.name(facts, [own])
+        raise
+
+
+def stream_ids(uuid: str | None) -> list[str]:
+    """Return the id of the call that a stream's UUID is, if it is one."""
+    with contextlib.suppress(Refused):
+        own = _checked_uuid(uuid or "")
+        return [own] if own != PROBE_UUID else []
+    return []
 
 
 def open_leg(
@@ -172,6 +189,7 @@ def accept_recording(
     wait_s: float = 0.0,
     renewed: bool = False,
     backfill: bool = False,
+    ids: Sequence[str] = (),
 ) -> Accepted:
     """Put a reported recording on record: after the return it cannot be lost.
 
@@ -189,6 +207,7 @@ def accept_recording(
             read again.
         backfill: Whether it is an old one that gives way to live calls and to new recordings. A
             door that reports it as new has the last word.
+        ids: Further ids of its call.
 
     Raises:
         Refused: If a fact cannot be used, see ``register_leg``, or ``bad-name``.
@@ -199,6 +218,7 @@ def accept_recording(
     said = _report(settings, facts, source, media, name, original_name)
     start = _channel_start(said.facts, storage.clock())
     said = replace(said, renewed=renewed, backfill=backfill, call_started_at=start)
+    said = replace(said, ids=list(dict.fromkeys([*said.ids, *ids])))
     return _accept(storage, settings, said, wait_s)
 
 
@@ -239,6 +259,7 @@ def accept_facts(
     facts: CallFacts,
     ending: Ending | None = None,
     settings: Settings | None = None,
+    ids: Sequence[str] = (),
 ) -> str | None:
     """Unite what a door knows about a call, of which it has no recording.
 
@@ -248,7 +269,8 @@ def accept_facts(
         storage: The record.
         facts: What the door knows.
         ending: How the call ended, if the door knows that.
-        settings: Given, the caller's number is looked up among those that refused analysis.
+        settings: Given, the number is looked up among those that refused analysis.
+        ids: Further ids of the call.
 
     Returns:
         The call's call_id; None where no call of these ids is known and there is nothing to tell
@@ -259,11 +281,10 @@ def accept_facts(
     """
     check_facts(facts)
     said = ending or Ending()
-    ids = call_rows.ids_of(facts)
+    ids = [*call_rows.ids_of(facts), *ids]
     moment = storage.clock()
     consent = Consent(storage, settings) if settings is not None else None
-    is_refused = consent is not None and consent.is_refused(facts.caller)
-    facts = replace(facts, caller=None) if is_refused else facts
+    is_refused = consent is not None and consent.is_outsider_refused(facts)
     with storage.database.transaction():
         if ids and said.disposition not in (None, Disposition.ANSWERED):
             began = replace(facts, started_at=_channel_start(facts, moment) or facts.started_at)
@@ -272,11 +293,10 @@ def accept_facts(
             call_id = storage.complete_call(ids, replace(facts, started_at=None))
         if call_id is not None:
             storage.note_ending(call_id, said)
-            if is_refused:
+            if consent is not None and is_refused:
                 storage.database.serialize(call_rows.CALLS)
                 consent_rows.refuse(storage.database, call_id, moment)
-    if consent is not None and is_refused and call_id is not None:
-        consent.clean(call_id)
+                consent.clean_later(call_id)
     return call_id
 
 
@@ -304,8 +324,25 @@ def accept_capture(storage: Storage, settings: Settings, call_id: str) -> Accept
     except ConfigError as error:
         # Nobody can tell whether this caller refused. The call must end all the same; its capture
         # stays where it is, unheard.
-        logger.error("a capture is not processed", extra={"reason": str(error)})
+        logger.error("a capture waits", extra={"reason": str(error)})
+        with storage.database.transaction():
+            consent_rows.hold_capture(storage.database, call.call_id, storage.clock())
         return None
+
+
+def accept_held_captures(storage: Storage, settings: Settings) -> int:
+    """Accept captures of which it can be told by now whether they may be heard; return how many.
+
+    The sweep tells the workers of them.
+    """
+    with storage.database.connection():
+        held = consent_rows.held_captures(storage.database)
+    num_accepted = 0
+    for call_id in held:
+        with storage.database.transaction():
+            consent_rows.release_capture(storage.database, call_id)
+            num_accepted += accept_capture(storage, settings, call_id) is not None
+    return num_accepted
 
 
 def _accept(
@@ -314,13 +351,15 @@ def _accept(
     ledger = Ledger(storage)
     database = storage.database
     consent = Consent(storage, settings)
-    is_refused = consent.is_refused(said.facts.caller)
+    # A report may know the call by more ids than facts can hold.
+    is_refused = consent.is_refused(consent.outsider(said.facts, said.ids))
     with database.transaction():
         database.serialize(call_rows.CALLS)
         known = recording_rows.call_of_report(database, said)
         ids = list(dict.fromkeys([known, *said.ids] if known else said.ids))
         if is_refused or consent_rows.refused_among(database, ids):
             accepted = _put_aside(storage, settings, replace(said, ids=ids))
+            consent.clean_later(recording_rows.call_of(database, accepted.audio_id))
         else:
             accepted = None
             reported = recording_rows.report(database, said, storage.clock())
@@ -332,7 +371,6 @@ def _accept(
             for audio_id in sorted(recording_rows.moved(database, reported.audio_id)):
                 ledger.restart(audio_id, [SETTLE])
     if accepted is not None:
-        consent.clean(storage.recording(accepted.audio_id).call_id)
         return accepted
     # A second upload of the same recording; a file of the PBX is never touched.
     if said.source in GIVING_DOORS:
@@ -346,7 +384,8 @@ def _accept(
 def _put_aside(storage: Storage, settings: Settings, said: recording_rows.Report) -> Accepted:
     """Put a recording of somebody who refused analysis on record as refused, unread.
 
-    Nothing that may hold the caller's number is stored: neither it nor names of files.
+    Nothing that may hold the number is stored with the call: neither it nor names of files. The
+    spool's list of files it has seen keeps the name of the PBX's own, without the call.
     """
     database, moment = storage.database, storage.clock()
     is_given = said.source in GIVING_DOORS
@@ -355,7 +394,6 @@ def _put_aside(storage: Storage, settings: Settings, said: recording_rows.Report
         said,
         identity=said.identity if is_content else None,
         content_identity=None,
-        facts=replace(said.facts, caller=None),
         media=said.media if is_given else (),
         siblings=(),
         original_name=None,
@@ -366,7 +404,7 @@ def _put_aside(storage: Storage, settings: Settings, said: recording_rows.Report
         Ledger(storage).enqueue(reported.audio_id, settings.steps)
     call_id = recording_rows.call_of(database, reported.audio_id)
     consent_rows.refuse(database, call_id, moment)
-    return Accepted(reported.audio_id, reported.created, wake=False)
+    return Accepted(reported.audio_id, reported.created, wake=False, is_refused=True)
 
 
 def _name(

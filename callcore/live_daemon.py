@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks for calls that nobody else ends, and between signs of life.
 SWEEP_S = 5.0
+#: Niceness of live decoding: receiving audio and answering Asterisk come before words, and these
+#: before recordings.
+NICENESS = 5
 #: Seconds between looks for calls whose callers refused analysis.
 REFUSALS_S = 0.5
 
@@ -155,7 +158,9 @@ class _Parts:
 def _build(settings: Settings) -> _Parts:
     storage = Storage(settings.database_url)
     storage.check_migrated()
-    inference = InferenceProcess(live_engines(settings)) if settings.live == "on" else None
+    inference: InferenceProcess | None = None
+    if settings.live == "on":
+        inference = InferenceProcess(live_engines(settings), nice=NICENESS)
     bus = RedisBus(broker_url(settings))
     waker = Waker(settings)
     return _Parts(

@@ -115,6 +115,8 @@ class Records:
             with self._storage.database.transaction():
                 ended = self._storage.end_call_if_idle(call_id, reason)
                 accepted = self._accept_capture(call_id) if ended is not None else None
+                if ended is not None:
+                    ended = self._storage.call(call_id)  # its capture may tell who refused
             if ended is None and tries > 1:  # a try whose commit was cut off may have ended it
                 call = self._storage.call(call_id)
                 return call if call.state is not CallState.LIVE else None, None
@@ -161,8 +163,9 @@ class Records:
 
         def work() -> tuple[list[Call], list[Accepted | None]]:
             with self._storage.database.transaction():
-                ended = [self._storage.call(call_id) for call_id in self._storage.expire_legs()]
-                return ended, [self._accept_capture(call.call_id) for call in ended]
+                ended = self._storage.expire_legs()
+                accepted = [self._accept_capture(call_id) for call_id in ended]
+                return [self._storage.call(call_id) for call_id in ended], accepted
 
         calls, accepted = await self._done(work)
         await self._wake(accepted)

@@ -91,7 +91,7 @@ async def play(
         language: Language code to register.
         register: Announce the legs through ``POST /api/legs/`` first.
         rate: How many times faster than real time; 0 sends as fast as the daemon takes it. A leg
-            that gets more than ``session.MAX_AHEAD_S`` (60) seconds ahead of real time is ended
+            that gets more than ``leg_session.MAX_AHEAD_S`` (60) seconds ahead of real time is ended
             by the daemon.
         to: The daemon's address instead of the one of the settings.
         reset: End by a reset (RST) instead of a close (FIN).

@@ -7,7 +7,7 @@ from callcore.errors import Refused
 from callcore.ledger import Ledger
 from callcore.settings import Settings
 from callcore.steps import Step, table
-from callcore.storage import Storage, call_rows, consent_rows
+from callcore.storage import Storage, call_rows, consent_rows, recording_rows
 
 
 def rerun(
@@ -49,7 +49,8 @@ def rerun(
     needs = {SETTLE: (), **{name: (SETTLE, *step.needs) for name, step in steps.items()}}
     with storage.database.transaction():
         storage.database.serialize(call_rows.CALLS)
-        consent_rows.check(storage.database, recording.call_id)
+        call_id = recording_rows.call_of(storage.database, audio_id)  # it may have been merged
+        consent_rows.check(storage.database, call_id)
         ledger.enqueue(audio_id, settings.steps)  # those that are new
         released = ledger.rerun(audio_id, _with_readers(asked, steps), needs)
     return audio_id, released

@@ -331,19 +331,27 @@ def _check_complete(file: Source | StoredMedia, site: Site) -> None:
         return
     path = Path(file.path)
     with _reading():
-        _check_still(path, site)
+        _check_still(path, site, is_told=file.source != "spool")
 
 
-def _check_still(path: Path, site: Site) -> None:
+def _check_still(path: Path, site: Site, *, is_told: bool) -> None:
+    """Make sure that nobody writes to a file any more.
+
+    Args:
+        path: Of the PBX.
+        site: The surroundings.
+        is_told: Whether somebody reported the file, who knows that its call is over.
+    """
     status = path.stat()
     age_s = site.moment.timestamp() - max(status.st_mtime, status.st_ctime)
     if -_FUTURE_S < age_s < site.settle_s:
         raise NotYet(max(0.1, site.settle_s - age_s), "the file is still changing")
     patience_s = site.settle_s * REPAIR_AFTER
     # Asterisk writes an empty header first, then sound every two seconds, and the right header when
-    # it closes the file.
-    has_sound = status.st_size > audio.WAV_HEADER_BYTES
-    if -_FUTURE_S < age_s < patience_s and (not has_sound or audio.wav_needs_repair(path)):
+    # it closes the file. A leg that never spoke stays empty: only where nobody has told of the end
+    # of the call may there be more to come.
+    may_begin = not is_told and status.st_size <= audio.WAV_HEADER_BYTES
+    if -_FUTURE_S < age_s < patience_s and (may_begin or audio.wav_needs_repair(path)):
         raise NotYet(max(site.settle_s, 0.1), "the file's header says that it is not finished")
 
 

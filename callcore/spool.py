@@ -184,7 +184,8 @@ class Scanner:
                     renewed=renewed,
                     backfill=self._is_old(new, names[0].facts),
                 )
-                self._storage.remember_spool_files(seen, accepted.audio_id)
+                audio_id = None if accepted.is_refused else accepted.audio_id
+                self._storage.remember_spool_files(seen, audio_id)
         except Refused as error:
             logger.warning("a file of the spool was refused", extra={"reason": str(error)})
             self._storage.remember_spool_files(seen, None)
@@ -226,9 +227,10 @@ def files(folder: Path, unread: dict[str, str]) -> Iterator[Found]:
             unread[entry.path] = str(error.strerror)
             continue
         # Notes and lists of files lie in spools too.
-        is_audio = filenames.AUDIO_EXTENSION.fullmatch(filenames.parse(entry.name).extension)
+        extension = filenames.parse(entry.name).extension
+        is_audio = filenames.AUDIO_EXTENSION.fullmatch(extension)
         # MixMonitor begins with a header alone, and leaves it so where nobody answered.
-        is_bare = is_audio and 0 < status.st_size <= WAV_HEADER_BYTES
+        is_bare = extension == "wav" and 0 < status.st_size <= WAV_HEADER_BYTES
         if is_audio and stat.S_ISREG(status.st_mode) and not is_bare:
             changed_at = max(status.st_mtime, status.st_ctime)
             # File systems know years that databases and clocks do not.

@@ -21,9 +21,10 @@ from callcore.audiosocket import Audio
 #: Bytes of one sample of both parties.
 FRAME_BYTES = 4
 
-#: Bytes of audio that are kept until the registration is found: half a minute of two channels at
-#: 8 kHz, which is less than a leg's ring holds. A database needs milliseconds when it is there.
-MAX_EARLY_BYTES = 1_000_000
+#: Bytes of audio that are kept until the registration is found: ten seconds of two channels at
+#: 8 kHz. Every stream keeps as much, and splitting it holds up the loop; a database needs
+#: milliseconds when it is there.
+MAX_EARLY_BYTES = 320_000
 
 
 class Splitter:

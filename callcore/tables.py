@@ -79,10 +79,16 @@ class Call(Model):
     answered_at = MomentField(null=True)
     consent = TextField(null=True)
     """``no``: the caller refused analysis; null: nobody asked."""
+    consent_due = MomentField(null=True, index=True)
+    """Until when the live events of a refused call are forgotten again. Of another call: since when
+    its capture waits, because nobody can tell whether its caller refused. Null: neither."""
 
     class Meta:
         table_name = "calls"
-        indexes = ((("started_at", "call_id"), False), (("state",), False))
+        indexes = (
+            (("started_at", "call_id"), False),
+            (("state", "started_at", "call_id"), False),
+        )
 
 
 class CallAlias(Model):
@@ -282,7 +288,7 @@ class SpoolFile(Model):
     size = BigIntegerField()
     mtime_ns = BigIntegerField()
     audio_id = TextField(null=True)
-    """Null: refused."""
+    """Null: refused, by us or by the person whose number the path may tell."""
 
     class Meta:
         table_name = "spool_files"

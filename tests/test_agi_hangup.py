@@ -22,6 +22,7 @@ from callcore.agi.hangup import HangupRoute
 from callcore.agi.reports import Reports
 from callcore.agi.server import AgiServer
 from callcore.calls import CallFacts, Media, RecordingState
+from callcore.errors import NotFound
 from callcore.settings import Address
 from callcore.storage import Storage
 from tests.support.agi import PATIENCE_S, Dialplan, running
@@ -105,6 +106,23 @@ async def test_the_recording_is_on_record_when_asterisk_goes_on(
     works.run()
     [stored], _ = works.storage.recordings(None, 9)
     assert [media.role for media in stored.media] == ["mixed", "caller", "agent"]
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+async def test_the_stream_whose_registration_was_lost_is_of_this_call(
+    works: Works, reports: Reports, spool: Path, has_file: bool
+) -> None:
+    # Fault held off: what was heard of the call stood beside it, as a call of its own.
+    leg = works.storage.add_unregistered_leg("12345678-1234-4234-8234-123456789012", "daemon-1")
+    file = [f"file={write_wav(spool / f'{ID}.wav')}"] if has_file else []
+    async with serving(works, reports) as server:
+        await hang_up(server, f"linkedid={LINKED}", f"uuid={leg.uuid}", *file)
+        await hang_up(server, f"linkedid={LINKED}", "uuid=../x", *file)
+    call = works.storage.call(LINKED)
+    assert [each.uuid for each in call.legs] == [leg.uuid]
+    assert len(works.storage.recordings_of(LINKED)) == has_file
+    with pytest.raises(NotFound):
+        works.storage.call("../x")
 
 
 async def test_what_the_dialplan_does_not_pass_is_asked_for(

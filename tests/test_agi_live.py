@@ -17,6 +17,7 @@ from callcore.agi.reports import Reports
 from callcore.agi.server import AgiServer
 from callcore.calls import CallFacts, CallState, LegState
 from callcore.consent import KEY_FILE, Consent
+from callcore.errors import Refused
 from callcore.storage import Storage
 from tests.support.agi import PATIENCE_S, Dialplan, running
 from tests.support.databases import Clock, clock, database_url, storage
@@ -153,15 +154,24 @@ async def test_a_caller_who_refused_analysis_is_not_streamed(
         CallFacts(linkedid="1795362000.1", caller="0700111222")
     )
     async with serving(works, registrations) as server:
-        by_number = await announce(server, "leg=caller", f"linkedid={LINKED}", "caller=0700111222")
+        streams = [str(uuid.uuid4()) for _ in range(2)]
+        by_number = await announce(
+            server, f"uuid={streams[0]}", f"linkedid={LINKED}", "caller=0700111222"
+        )
         # The agent's leg of the same call comes without the number.
-        by_call = await announce(server, "leg=agent", f"linkedid={LINKED}")
+        by_call = await announce(server, "leg=agent", f"uuid={streams[1]}", f"linkedid={LINKED}")
         other = await announce(server, "leg=caller", "uniqueid=8.8", "caller=0700333444")
     for each in (by_number, by_call):
         assert (each["CALLCORE_STREAM"], each["CALLCORE_CONSENT"]) == ("no", "no")
         assert each["CALLCORE_CALL"] == LINKED
     call = works.storage.call(LINKED)
     assert (call.legs, call.consent, call.facts.caller) == ((), "no", None)
+    # Streams that come all the same are of this call, and not heard.
+    for each in streams:
+        assert works.storage.call(each) == call
+        with pytest.raises(Refused) as error:
+            intake.open_leg(works.storage, works.settings, each)
+        assert error.value.code == "consent-refused"
     assert (other["CALLCORE_STREAM"], other["CALLCORE_CONSENT"]) == ("yes", "")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from callcore import audiosocket_server, session
+from callcore import audiosocket_server, leg_session, session
 from callcore.audiosocket import MAX_OTHERS, PROBE_UUID, Kind, encode, silence_frame
 from callcore.audiosocket_server import AudioSocketServer
 from callcore.calls import CallState
@@ -370,15 +370,15 @@ async def test_a_peer_that_sends_faster_than_people_speak_is_let_go(tmp_path: Pa
         await count(server, "too-fast")
         [ended] = await parts.sink.until("leg.ended")
         assert ended["reason"] == "too-fast"
-        assert ended["duration"] <= session.MAX_AHEAD_S + PATIENCE_S
+        assert ended["duration"] <= leg_session.MAX_AHEAD_S + PATIENCE_S
 
 
 @on_uvloop
 async def test_a_probe_is_answered_and_is_no_leg(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    async with daemon(tmp_path, max_calls="1") as (parts, server):
+    async with daemon(tmp_path) as (parts, server):
         wire = await stream(server, PROBE_UUID)
         wire.speak(ramp(0, 1600))  # dropped
-        async with good_leg_beside(parts, server):  # it takes nobody's place
+        async with good_leg_beside(parts, server):
             wire.close()
             async with asyncio.timeout(PATIENCE_S):
                 while len(server.peers) > 1:
@@ -391,15 +391,35 @@ async def test_a_probe_is_answered_and_is_no_leg(tmp_path: Path, caplog: pytest.
 
 
 @on_uvloop
-async def test_a_probe_that_does_not_hang_up_is_dropped(tmp_path: Path):
+async def test_a_probe_is_ended_after_a_moment_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(audiosocket_server, "PROBE_S", 3600.0)
     async with daemon(tmp_path) as (_, server):
         wire = await stream(server, PROBE_UUID)
-        server.tick(server.clock() + audiosocket_server.PROBE_S - 1.0)
-        assert len(server.peers) == 1
-        server.tick(server.clock() + audiosocket_server.PROBE_S)
-        with contextlib.suppress(ConnectionError):
-            await wire.closed()
+        server.tick(server.clock() + 3599.0)
+        assert server.counts == {}
+        server.tick(server.clock() + 3600.0)
+        await wire.closed()
+        wire.close()
         assert server.counts == {"probe": 1}
+
+
+@on_uvloop
+async def test_a_probe_takes_a_place_until_its_connection_is_closed(tmp_path: Path):
+    # Fault held off: probes did not count, so that they could use up the descriptors.
+    async with daemon(tmp_path, max_calls="1") as (_, server):
+        probe = await stream(server, PROBE_UUID)
+        for _ in range(2):  # while it goes on, and once our half of it is closed
+            await (await Wire.connect(server.address)).closed()
+            await probe.closed()
+        await count(server, "too many calls", 2)
+        probe.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while server.peers:
+                server._changed.clear()
+                await server._changed.wait()
+        await stream(server)
 
 
 @on_uvloop

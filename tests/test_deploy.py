@@ -147,8 +147,7 @@ def test_the_guide_calls_what_the_dialplan_has() -> None:
     for text in examples:
         called = set(re.findall(r"(?:Gosub|U)\((callcore-\w+)", text))
         own = set(re.findall(r"^\[([\w-]+)\]", text, re.MULTILINE))
-        # FreePBX's guide names a context of deploy/asterisk/extensions_custom.conf.
-        assert called <= contexts | own | {"callcore-agent"}
+        assert called <= contexts | own
 
 
 def test_the_manager_user_may_do_what_the_doctor_asks() -> None:

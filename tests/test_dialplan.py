@@ -11,6 +11,7 @@ import time
 import uuid
 import wave
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -381,6 +382,73 @@ def test_a_transferred_caller_gets_a_second_agent(asterisk: Asterisk, daemon: Da
     assert len(daemon.of("hangup")) == 1
 
 
+def transfer(asterisk: Asterisk, exten: str) -> None:
+    """Let the agent of the one call transfer the caller blindly."""
+
+    def agents() -> list[str]:
+        return [each for each in asterisk.channels() if re.match(r"Local/agent@.*;1", each)]
+
+    [agent] = asterisk.wait("the agent", agents)
+    with asterisk.ami() as ami:
+        ami.action("BlindTransfer", Channel=agent, Context="site", Exten=exten)
+
+
+def test_who_called_is_told_of_a_call_that_was_seen_late(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call(
+        "other",
+        caller_says="silence/4",
+        agent_says="silence/9",
+        variables={"__AGENT2_SAYS": "silence/9"},
+    )
+    asterisk.wait("the conversation", lambda: "joined 'simple_bridge'" in steps(asterisk))
+    transfer(asterisk, "transfer-recorded")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [tapped], [report] = daemon.of("live"), daemon.of("hangup")
+    for facts in (tapped, report):
+        assert (facts["caller"], facts["callee"]) == ("5550177", "transfer-recorded")
+    assert tapped["agent"] == "Local/agent2@parties"
+    assert report["answered"] == "yes"
+
+
+def test_a_caller_without_a_number_has_none_in_the_middle_of_the_call_either(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call(
+        "withheld",
+        caller_says="silence/3",
+        agent_says="silence/9",
+        variables={"CALLER_THEN": "*9", "CALLER_SAYS_THEN": "silence/1"},
+    )
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    assert [facts["answer"] for facts in daemon.of("consent")] == ["no"]
+    for _, facts in daemon.reports:
+        assert "caller" not in facts
+
+
+def test_a_device_is_named_without_the_number_of_its_channel(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call("rtp", caller_says="silence/1")
+    asterisk.wait("the tap", lambda: daemon.of("live"))
+    assert daemon.of("live")[0]["agent"] == "UnicastRTP/127.0.0.1:9"
+
+
+def test_variables_of_a_site_with_names_as_ours_do_nothing(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    wrong = "^CALLCORE_ROUTE=live"
+    asterisk.call(
+        "own",
+        caller_says="silence/1",
+        agent_says="silence/2",
+        variables={"__hint": wrong, "__more": wrong},
+    )
+    asterisk.wait("the report", lambda: daemon.reports)
+    assert [route for route, _ in daemon.reports] == ["hangup"]
+
+
 # The stream of one party.
 
 
@@ -471,6 +539,15 @@ def address_of(listener: socket.socket) -> str:
 BAD = {each.__name__: each for each in (refusing, stopped, resetting, unreachable)}
 
 
+def handler_s(asterisk: Asterisk) -> float:
+    """Return how long the hangup handler held the call, by Asterisk's own clock."""
+    moments = {}
+    for line in steps(asterisk).splitlines():
+        if found := re.search(r"Gosub\(callcore-hangup,s,1\) (start|complete)", line):
+            moments[found[1]] = datetime.fromisoformat(line[1:24])
+    return (moments["complete"] - moments["start"]).total_seconds()
+
+
 @pytest.mark.usefixtures("away")
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("part", ["agi", "audiosocket", "both"])
@@ -494,6 +571,7 @@ def test_a_bad_daemon_neither_ends_nor_holds_a_call(
         # The CDR is written after the hangup handler; the daemon is as bad as before.
         [call] = asterisk.wait("the call's CDR", row)
         assert '"ANSWERED"' in call
+        assert handler_s(asterisk) < 1  # some milliseconds; who waits for callcore takes 2 s
         if kind in ("stopped", "unreachable"):
             # Asterisk has not even noticed yet when the agent's telephone rings.
             before_dial = steps(asterisk).partition('] Dial("')[0]
@@ -573,9 +651,51 @@ def test_a_call_that_nobody_answers_is_reported(
     [(_, facts)] = daemon.reports
     assert facts["caller"] == "5550100"
     assert facts["callee"] == exten
+    assert "answered" not in facts
     assert float(facts["ended_at"]) > 0
     assert "answered_at" not in facts
     assert expected.items() <= facts.items()
+
+
+@pytest.mark.parametrize(
+    "exten", ["again-dial-queue", "again-queue-queue", "again-dial-dial", "again-tapped"]
+)
+def test_that_somebody_answered_is_told_whatever_else_was_tried(
+    asterisk: Asterisk, daemon: Daemon, exten: str
+) -> None:
+    asterisk.call(exten, caller_says="silence/5", agent_says="silence/1")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [facts] = daemon.of("hangup")
+    assert facts["answered"] == "yes"
+    assert 0 < float(facts["answered_at"]) <= float(facts["ended_at"])
+    # What the statuses say: the test would prove nothing with others.
+    others = {
+        "again-dial-queue": {"dialstatus": "NOANSWER"},
+        "again-queue-queue": {"queuestatus": "TIMEOUT"},
+    }
+    assert others.get(exten, {"dialstatus": "BUSY"}).items() <= facts.items()
+
+
+def test_a_transfer_to_somebody_busy_does_not_undo_the_answer(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call("own", caller_says="silence/5", agent_says="silence/9")
+    asterisk.wait("the conversation", lambda: "joined 'simple_bridge'" in steps(asterisk))
+    transfer(asterisk, "transfer-busy")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [facts] = daemon.of("hangup")
+    assert (facts["dialstatus"], facts["answered"]) == ("BUSY", "yes")
+
+
+def test_an_outgoing_call_that_nobody_answered_is_told_as_that(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call("unanswered", caller_says="silence/3")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [tapped], [facts] = daemon.of("live"), daemon.of("hangup")
+    assert (tapped["leg"], tapped["direction"]) == ("agent", "out")
+    assert facts["dialstatus"] == "BUSY"
+    assert "answered" not in facts
 
 
 def test_no_file_of_a_call_that_was_never_answered_is_reported(
@@ -615,16 +735,36 @@ def test_a_caller_whom_no_agent_of_a_queue_answers_is_reported(
     asterisk.wait("the report", lambda: daemon.of("hangup"))
     [facts] = daemon.of("hangup")
     assert expected.items() <= facts.items()
+    assert "answered" not in facts
     assert [each["leg"] for each in daemon.of("live")] == ["caller"]
+
+
+def test_the_agent_of_a_queue_is_told_of_a_call_that_is_recorded_only(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call("again-dial-queue", caller_says="silence/3", agent_says="silence/9")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [facts] = daemon.of("hangup")
+    assert (facts["agent"], facts["queue"]) == ("Ana Agent", "support")
+
+
+def test_a_queue_taps_its_agents_by_its_own_setting(asterisk: Asterisk, daemon: Daemon) -> None:
+    asterisk.call("member", caller_says="silence/2", agent_says="silence/5")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    [facts] = daemon.of("live")
+    assert (facts["leg"], facts["agent"], facts["queue"]) == ("agent", "Ana Agent", "member")
+    assert facts["caller"] == "5550100"
 
 
 # Consent.
 
 
+@pytest.mark.parametrize(("digit", "pressed"), [("", "w9"), ("*9", "w*")])
 def test_a_caller_who_presses_the_digit_is_neither_recorded_nor_streamed(
-    asterisk: Asterisk, daemon: Daemon
+    asterisk: Asterisk, daemon: Daemon, digit: str, pressed: str
 ) -> None:
-    asterisk.call("consent", caller_says="silence/1", variables={"CALLER_PRESSES": "w9"})
+    said = {"CALLER_PRESSES": pressed, "OPT_OUT": digit}
+    asterisk.call("consent", caller_says="silence/1", variables=said)
     asterisk.wait("the refusal", lambda: len(daemon.of("consent")) == 2)
     asterisk.wait_idle()
     assert daemon.events == [("consent", "ask"), ("consent", "no")]
@@ -669,6 +809,39 @@ def test_a_caller_may_refuse_in_the_middle_of_the_call(asterisk: Asterisk, daemo
     assert daemon.of("consent")[1]["caller"] == "5550100"
     # The recording ended there and then.
     assert daemon.lengths["file"] < 8000 * 6
+
+
+def test_who_refused_in_the_middle_is_not_tapped_after_a_transfer(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call(
+        "consent",
+        caller_says="silence/3",
+        agent_says="silence/9",
+        variables={
+            "CALLER_THEN": "*9",
+            "CALLER_SAYS_THEN": "silence/5",
+            "__AGENT2_SAYS": "silence/9",
+        },
+    )
+    asterisk.wait("the refusal", lambda: len(daemon.of("consent")) == 2)
+    transfer(asterisk, "transfer")
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    assert "Executing [agent2@parties:1]" in steps(asterisk)
+    assert len(daemon.of("live")) == 2
+
+
+def test_the_keys_of_the_caller_are_not_those_of_the_agent(
+    asterisk: Asterisk, daemon: Daemon
+) -> None:
+    asterisk.call(
+        "consent",
+        caller_says="silence/6",
+        agent_says="silence/9",
+        variables={"__AGENT_PRESSES": "ww*9"},
+    )
+    asterisk.wait("the report", lambda: daemon.of("hangup"))
+    assert [facts["answer"] for facts in daemon.of("consent")] == ["ask"]
 
 
 @pytest.mark.usefixtures("away")

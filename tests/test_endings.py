@@ -67,6 +67,29 @@ class TestTheEnd:
         [message] = told(storage)
         assert (message["call_id"], message["disposition"]) == (call_id, disposition.value)
 
+    def test_that_nobody_had_answered_is_told_even_after_the_end(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        # The hangup report came after the daemon had ended the call: nobody heard it was missed.
+        own = streamed(storage, "caller")
+        storage.end_leg(own, "hangup", None)
+        assert storage.end_call_if_idle("c", "hangup") is not None
+        clock.move(9)
+        for disposition in (Disposition.ABANDONED, Disposition.NO_ANSWER):
+            storage.note_ending("c", Ending(disposition, None, storage.clock()))
+        messages = told(storage)
+        assert [each["disposition"] for each in messages] == [None, "abandoned"]
+        assert len({(each["call_id"], each["ended_at"]) for each in messages}) == 1
+        ids = [row["message_id"] for row in storage.database.all(tables.Delivery.select())]
+        assert len(set(ids)) == 2
+
+    def test_that_somebody_had_answered_is_no_second_end(self, storage: Storage) -> None:
+        own = streamed(storage, "caller")
+        storage.end_leg(own, "hangup", None)
+        assert storage.end_call_if_idle("c", "hangup") is not None
+        storage.note_ending("c", Ending(Disposition.ANSWERED, storage.clock()))
+        assert len(told(storage)) == 1
+
     def test_that_somebody_answered_is_never_overwritten(self, storage: Storage) -> None:
         call_id = known_call(storage)
         storage.note_ending(call_id, MISSED)
@@ -127,6 +150,60 @@ class TestTheEnd:
         assert ended.answered_at == answered_at
         storage.note_ending("c", MISSED)
         assert storage.call("c").disposition is Disposition.ANSWERED
+
+    def test_the_moment_an_agent_came_counts_more_than_the_menus_answer(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        menu = storage.clock()
+        clock.move(30)
+        answered_at = storage.clock()
+        own = streamed(storage, "agent")
+        storage.note_ending("c", Ending(Disposition.ANSWERED, menu))
+        storage.end_leg(own, "hangup", None)
+        storage.end_call_if_idle("c", "hangup")
+        assert storage.call("c").answered_at == answered_at
+        storage.note_ending("c", Ending(Disposition.ANSWERED, menu))
+        assert storage.call("c").answered_at == answered_at
+
+    def test_a_missed_call_was_answered_by_a_menu_at_most(self, storage: Storage) -> None:
+        call_id = known_call(storage)
+        storage.note_ending(call_id, Ending(Disposition.NO_ANSWER, storage.clock()))
+        call = storage.call(call_id)
+        assert (call.state, call.answered_at) == (CallState.MISSED, None)
+
+    def outgoing(self, storage: Storage, *names: str) -> list[str]:
+        """Let the agent, who dials, be heard, then the others; return their UUIDs."""
+        facts = CallFacts(call_id="c", direction="out")
+        with storage.database.transaction():
+            call_rows.claim(storage.database, ["c"], facts, storage.clock())
+        return [streamed(storage, name) for name in ("agent", *names)]
+
+    @pytest.mark.parametrize("order", ["report first", "stream first"])
+    def test_an_agent_who_dialled_has_not_answered(self, storage: Storage, order: str) -> None:
+        [own] = self.outgoing(storage)
+        if order == "report first":
+            storage.note_ending("c", Ending(Disposition.BUSY))
+        storage.end_leg(own, "hangup", None)
+        storage.end_call_if_idle("c", "hangup")
+        storage.note_ending("c", Ending(Disposition.BUSY))
+        call = storage.call("c")
+        assert (call.state, call.disposition) == (CallState.MISSED, Disposition.BUSY)
+        assert call.answered_at is None
+
+    def test_of_an_outgoing_call_the_person_outside_answers(
+        self, storage: Storage, clock: Clock
+    ) -> None:
+        legs = self.outgoing(storage)
+        clock.move(7)
+        answered_at = storage.clock()
+        legs.append(streamed(storage, "caller"))
+        for each in legs:
+            storage.end_leg(each, "hangup", None)
+        storage.end_call_if_idle("c", "hangup")
+        storage.note_ending("c", MISSED)
+        call = storage.call("c")
+        assert (call.state, call.disposition) == (CallState.ENDED, Disposition.ANSWERED)
+        assert call.answered_at == answered_at
 
     def test_the_agents_side_of_a_stream_of_both_parties_does_not_answer(
         self, storage: Storage

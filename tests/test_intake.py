@@ -15,9 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from callcore import intake, settling
-from callcore.calls import CallFacts, LegState, Media, RecordingState
+from callcore.calls import (
+    CallFacts,
+    CallState,
+    Disposition,
+    Ending,
+    LegState,
+    Media,
+    RecordingState,
+)
 from callcore.errors import NotFound, Refused
 from callcore.intake import Accepted
+from callcore.results import Segment
 from callcore.storage import Storage, call_rows
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.recordings import Works, make_settings, write_wav
@@ -520,6 +529,69 @@ class TestCaptures:
         assert works.storage.recording(capture.audio_id).audio_id == own.audio_id
         assert len(set(locked)) == 2
         assert locked[0] == call_rows.CALLS
+
+    def missed_call(
+        self, works: Works, clock: Clock, *, said: str = "", no_text: str = ""
+    ) -> tuple[str, str]:
+        """Return a call that nobody answered and the recording of its caller's stream."""
+        own = str(uuid.uuid4())
+        facts = CallFacts(linkedid=ID, uniqueid=ID, leg="caller")
+        leg = intake.register_leg(works.storage, own, facts)
+        intake.open_leg(works.storage, works.settings, own)
+        if said:
+            segment = Segment(leg.segment_base, "caller", 0.1, 0.9, said, "en", (), "live")
+            works.storage.add_live_segment(leg.call_id, segment)
+        if no_text:
+            works.storage.note_no_text(own, no_text)
+        path = write_wav(works.settings.audio_dir / "capture" / f"{own}.wav")
+        works.storage.end_leg(own, "hangup", str(path))
+        works.storage.end_call_if_idle(leg.call_id, "hangup")
+        accepted = intake.accept_capture(works.storage, works.settings, leg.call_id)
+        assert accepted is not None
+        clock.move(9)  # how it ended is told while the capture waits
+        works.storage.note_ending(leg.call_id, Ending(Disposition.ABANDONED))
+        return leg.call_id, accepted.audio_id
+
+    def test_the_capture_of_a_call_that_nobody_answered_is_dropped(
+        self, works: Works, clock: Clock
+    ) -> None:
+        # Every missed call had a recording, of the ringing that its caller heard.
+        call_id, _ = self.missed_call(works, clock)
+        clock.move(31)
+        works.run()
+        assert works.storage.call(call_id).state is CallState.MISSED
+        assert works.storage.recordings_of(call_id) == []
+        assert works.storage.capture_media(call_id) == []
+        assert works.files() == []
+        assert works.engines.calls == []
+
+    @pytest.mark.parametrize("kept", [{"said": "Please call me back."}, {"no_text": "too many"}])
+    def test_who_spoke_to_a_machine_or_was_not_listened_to_is_kept(
+        self, works: Works, clock: Clock, kept: dict[str, str]
+    ) -> None:
+        _, audio_id = self.missed_call(works, clock, **kept)
+        clock.move(31)
+        works.run()
+        assert works.storage.recording(audio_id).state is RecordingState.STORED
+        assert len(works.engines.calls) == 1
+
+    def test_a_capture_is_kept_where_nobody_listens_live(
+        self, storage: Storage, clock: Clock, tmp_path: Path
+    ) -> None:
+        works = Works(storage, make_settings(tmp_path / "state", live="off"))
+        _, audio_id = self.missed_call(works, clock)
+        clock.move(31)
+        works.run()
+        assert works.storage.recording(audio_id).state is RecordingState.STORED
+
+    def test_the_pbxs_own_recording_of_a_missed_call_still_takes_the_captures_place(
+        self, works: Works, clock: Clock, tmp_path: Path
+    ) -> None:
+        _, audio_id = self.missed_call(works, clock)
+        own = accept(works, CallFacts(), "spool", write_wav(tmp_path / f"{ID}.wav"))
+        clock.move(31)
+        works.run()
+        assert works.storage.recording(audio_id).audio_id == own.audio_id
 
     def test_captures_are_kept_always_or_never_by_setting(self, works: Works, clock: Clock) -> None:
         call_id = self.end_captured_call(works, clock)

@@ -16,7 +16,7 @@ from callcore import intake, live_daemon
 from callcore.audio import decode, wav_needs_repair
 from callcore.audiosocket import silence_frame
 from callcore.calls import CallFacts, CallState, LegState
-from callcore.session import NO_TEXT
+from callcore.leg_session import NO_TEXT
 from callcore.settings import Address, load, parse_address
 from callcore.storage import Storage
 from tests.support.live import PATIENCE_S, Wire, new_uuid, on_uvloop, ramp

@@ -8,6 +8,7 @@ import pytest
 
 from callcore import document, intake
 from callcore.calls import CallFacts, Media, RecordingState, now
+from callcore.consent import Consent
 from callcore.retention import Retention
 from callcore.settings import Settings
 from callcore.storage import Storage
@@ -77,6 +78,28 @@ def test_what_failed_goes_too(works: Works, clock: Clock) -> None:
     works.run()
     clock.move(31 * DAY)
     sweep(works)
+    assert works.files() == []
+
+
+def test_why_a_recording_was_refused_stays_on_record(
+    works: Works, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # After 30 days it said that its audio had been deleted by CALLCORE_KEEP_AUDIO_DAYS.
+    path = write_wav(works.settings.audio_dir / "uploads" / "a.wav")
+    facts = CallFacts(uniqueid="1700000000.1")
+    consent = Consent(works.storage, works.settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Consent, "clean", lambda *_: None)  # a disk that was away
+        consent.refuse(facts)
+        accepted = intake.accept_recording(
+            works.storage, works.settings, facts, "upload", [Media("mixed", str(path))]
+        )
+    before = works.storage.recording(accepted.audio_id)
+    assert before.state is RecordingState.REFUSED
+    clock.move(31 * DAY)
+    sweep(works)
+    assert works.storage.recording(accepted.audio_id) == before
+    consent.clean(before.call_id)
     assert works.files() == []
 
 

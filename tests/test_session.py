@@ -10,13 +10,13 @@ import numpy as np
 import peewee
 import pytest
 
-from callcore import session
+from callcore import leg_session, orphans, session
 from callcore.audio import wav_header
 from callcore.audiosocket import Audio, Kind
 from callcore.calls import CallFacts, CallState, LegState, Media
 from callcore.errors import EngineError, Refused
+from callcore.leg_session import LegSession
 from callcore.results import Word
-from callcore.session import LegSession
 from tests.support.live import Clock, Live, live, new_uuid, ramp
 
 
@@ -124,7 +124,7 @@ async def test_audio_too_far_ahead_of_the_clock_ends_the_leg(tmp_path: Path):
         refused: list[str] = []
         leg = parts.calls.open_leg(new_uuid(), clock.now, refused.append)
         recognition = await parts.recognizer.leg()
-        leg.feed([slin(bytes(2 * 8000 * session.MAX_AHEAD_S))], clock.now)
+        leg.feed([slin(bytes(2 * 8000 * leg_session.MAX_AHEAD_S))], clock.now)
         assert refused == []
         leg.feed([slin(bytes(16000))], clock.now + 1.0)
         assert refused == []
@@ -132,7 +132,7 @@ async def test_audio_too_far_ahead_of_the_clock_ends_the_leg(tmp_path: Path):
         assert refused == ["too-fast"]
         leg.feed([slin(bytes(320))], clock.now + 1.0)
         assert refused == ["too-fast"]
-        assert recognition.ring.end == 8000 * (session.MAX_AHEAD_S + 1)
+        assert recognition.ring.end == 8000 * (leg_session.MAX_AHEAD_S + 1)
         [ended] = await parts.sink.until("leg.ended")
         assert ended["reason"] == "too-fast"
 
@@ -548,7 +548,7 @@ async def test_a_leg_without_room_goes_on_without_text_and_says_so(
         [lag] = await parts.sink.until("lag.updated")
         assert lag == {"lag_s": None, "state": "recording"}
         [leg] = parts.storage.call("call-2").legs
-        assert leg.no_text == session.NO_TEXT  # by the time that it is told
+        assert leg.no_text == leg_session.NO_TEXT  # by the time that it is told
         mute.feed([slin(ramp(0, 8000))], now + 1.0)
         recognition.say(0, "Hello.")
         heard.end("hangup")
@@ -687,7 +687,7 @@ async def test_legs_of_a_daemon_that_gives_no_sign_of_life_are_ended_by_another(
         parts.storage.note_daemon("daemon-2")
         own = open_leg(parts, parts.register("call-4", "caller"), parts.calls.clock())
         await parts.sink.until("leg.started")
-        for _ in range(session.LOST_AFTER_SWEEPS):
+        for _ in range(orphans.LOST_AFTER_SWEEPS):
             parts.storage.note_daemon("daemon-3")
             await parts.calls.sweep()
         assert len(parts.storage.live_calls()) == 4

@@ -1,5 +1,6 @@
 """Settling while disks, hosts and names misbehave: nothing is lost, nothing waits for ever."""
 
+import dataclasses
 import errno
 import os
 import sqlite3
@@ -308,3 +309,35 @@ def test_a_slow_share_keeps_nobody_from_writing(
     audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
     works.run()
     assert (written, state_of(works, audio_id)) == ([1], RecordingState.STORED)
+
+
+# ---- legs without sound
+
+
+def empty_leg(works: Works, spool: Path, source: str) -> str:
+    """Report a call whose agent's file has no sound; return the recording."""
+    media = [
+        Media("caller", str(write_wav(spool / f"{ID}-caller.wav"))),
+        Media("agent", str(write_wav(spool / f"{ID}-agent.wav", seconds=0))),
+    ]
+    accepted = intake.accept_recording(works.storage, works.settings, CallFacts(), source, media)
+    return accepted.audio_id
+
+
+@pytest.mark.parametrize("source", ["agi", "spool"])
+def test_an_empty_leg_is_waited_for_only_where_nobody_told_of_the_end(
+    works: Works, clock: Clock, spool: Path, source: str
+) -> None:
+    # One leg that never spoke held up each recording that a hook had reported, for 30 seconds.
+    works = Works(works.storage, dataclasses.replace(works.settings, settle_s=2.0))
+    clock.moment = now() + timedelta(seconds=5)
+    audio_id = empty_leg(works, spool, source)
+    works.run()
+    is_told = source == "agi"
+    stored, expected = RecordingState.STORED, RecordingState.EXPECTED
+    assert state_of(works, audio_id) is (stored if is_told else expected)
+    clock.move(2 * settling.REPAIR_AFTER)
+    works.run()
+    assert state_of(works, audio_id) is RecordingState.STORED
+    [caller] = works.storage.recording(audio_id).media
+    assert caller.role == "caller"

@@ -186,6 +186,14 @@ class TestScans:
         scanner.scan()
         assert names(works) == {ID}
 
+    def test_a_wav_without_sound_is_no_recording_and_a_short_file_of_another_format_is(
+        self, works: Works, folder: Path, scanner: Scanner
+    ) -> None:
+        write_wav(folder / "1700000000.1.wav", seconds=0)
+        (folder / f"{ID}.gsm").write_bytes(bytes(33))  # 20 ms of it
+        scanner.scan()
+        assert names(works) == {ID}
+
     def test_a_name_that_is_no_utf8_is_told_once_and_holds_up_no_other(
         self,
         works: Works,

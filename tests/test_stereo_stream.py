@@ -21,7 +21,7 @@ from callcore.audiosocket import Audio, Kind, encode
 from callcore.calls import CallFacts, CallState, Leg, LegState, Media
 from callcore.capture import Capture
 from callcore.errors import Refused
-from callcore.session import LegSession
+from callcore.leg_session import LegSession
 from callcore.stereo import EarlyAudio, Splitter
 from tests.support.live import (
     PATIENCE_S,
@@ -141,6 +141,14 @@ def test_early_audio_is_kept_up_to_its_limit_and_counted_beyond() -> None:
     early.keep([slin(bytes(10))], 9.0)
     assert [at for _, at in early] == [0.0, 1.0]
     assert (early.lost_bytes, early.lost_until) == (1210, 9.0)
+
+
+def test_a_stream_that_nobody_knows_yet_costs_the_memory_of_ten_seconds() -> None:
+    # With the database away 1,000 legs kept 1 GB, and splitting it stopped the loop.
+    early = EarlyAudio()
+    for at in range(60):
+        early.keep([slin(both(8000 * at, 8000 * (at + 1)))], float(at))
+    assert [at for _, at in early] == [float(at) for at in range(10)]
 
 
 # ---- registration

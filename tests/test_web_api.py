@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from callcore.audio import WavWriter
-from callcore.calls import Media
+from callcore.calls import CallFacts, Media
+from callcore.consent import KEY_FILE, Consent
 from callcore.storage import Storage
 from tests.support.pages import Pages, segment_of
 from tests.support.valkey import Valkey, stopped_valkey, valkey
@@ -85,6 +86,26 @@ async def test_people_get_a_page_that_says_what_is_wrong(
 
 
 # ---- legs
+
+
+async def test_without_the_key_of_who_refused_the_sender_is_told_to_come_again(
+    client: httpx.AsyncClient, pages: Pages, tmp_path: Path
+) -> None:
+    # Fault held off: it was answered 500, failed.
+    refusing = Consent(pages.storage, pages.settings)
+    refusing.refuse(CallFacts(call_id="1.1", caller="100"))
+    (pages.settings.state_dir / KEY_FILE).unlink()
+    path = wav_of(tmp_path / "a.wav", ramp(800))
+    facts = {"call_id": "1.2", "caller": "200"}
+    answers = [
+        await client.post("/api/legs/", json={"uuid": UUID, **facts}),
+        await client.post("/api/upload/", data=facts, files={"file": path.read_bytes()}),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "consent-key")
+        assert str(tmp_path) not in answer.text
+        assert answer.headers["Retry-After"]
+    assert pages.storage.recordings_of("1.1") == []
 
 
 async def test_a_leg_is_registered_once(client: httpx.AsyncClient, pages: Pages) -> None:

@@ -388,10 +388,16 @@ def test_a_refusal_takes_the_words_away_at_once(
         partial(pages, 3, "and a secret that is not", 0, start=5.0)
         until_text(browser, ".partial", "and a secret")
         refuse(pages, CALL)
+        browser.execute_script(
+            "window.told = []; new MutationObserver((all) => told.push(...all.map((m) => m.type)))"
+            ".observe(document.getElementById('refused'), { attributes: true, childList: true })"
+        )
         leg = {"leg": "caller"} if told == "leg.ended" else {}
         pages.publish(told, CALL, duration=5.0, reason="consent refused", **leg)
         until_text(browser, "#refused", "The caller refused analysis.")
         assert browser.find_element(By.ID, "refused").is_displayed()
+        # A status region that is filled while it is hidden is not read out.
+        assert browser.execute_script("return told") == ["attributes", "childList"]
         assert "secret" not in browser.page_source
         assert text_of(browser, "#who") == CALL
         # What was on its way comes too late.

@@ -89,6 +89,7 @@ _BAD_BODY = "`bad-json`, `unknown-field`, or what `field` holds cannot be used."
 _NOT_JSON = "`not-json`: the Content-Type is not `application/json`."
 _TOO_LARGE = "`too-large`: the body is larger than 64 KiB."
 _AWAY = "`database-away`: the database does not answer."
+_NO_KEY = "`consent-key`: nobody can tell here who refused analysis."
 _NO_RECORDING = "`not-found`: there is no such recording."
 _BAD_PATH = "`bad-path`: the id holds a NUL character."
 _AFTER = (
@@ -134,7 +135,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             413: "`too-large`: more than `CALLCORE_UPLOAD_MAX_MB`.",
             415: "`not-multipart`: it is no form.",
             429: "`quota-used`: more than `CALLCORE_UPLOAD_QUOTA_MB` in a day.",
-            503: _AWAY,
+            503: f"{_AWAY} {_NO_KEY}",
             507: "`no-room`: the disk is full.",
         },
     ),
@@ -161,7 +162,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             403: "`peer-not-allowed`: not from a network of `CALLCORE_HOOK_PEERS`.",
             413: _TOO_LARGE,
             415: _NOT_JSON,
-            503: f"{_AWAY} `no-room`: the disk is full; report it again.",
+            503: f"{_AWAY} {_NO_KEY} `no-room`: the disk is full; report it again.",
         },
     ),
     ("GET", "/api/status/{task_id}/"): Operation(
@@ -311,7 +312,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             "refused analysis.",
             413: _TOO_LARGE,
             415: _NOT_JSON,
-            503: _AWAY,
+            503: f"{_AWAY} {_NO_KEY}",
         },
     ),
     ("GET", "/api/calls/"): Operation(

@@ -16,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from callcore.bus import RoomReader
-from callcore.errors import NotFound, Refused
+from callcore.errors import ConfigError, NotFound, Refused
 from callcore.insights_document import SCHEMA_FILE
 from callcore.jobs import Waker
 from callcore.settings import Settings, broker_url
@@ -113,6 +113,7 @@ def create_app(
             NotFound: _not_found,
             Refused: _refused,
             HTTPException: _http_error,
+            ConfigError: _misconfigured,
             peewee.OperationalError: _database_away,
             peewee.InterfaceError: _database_away,
             Exception: _failed,
@@ -157,6 +158,14 @@ async def _database_away(request: Request, error: Exception) -> Response:
     logger.error("the database does not answer", extra={"error": type(error).__name__})
     message = "the database does not answer; see /ready"
     return _say(request, ApiError(503, "database-away", message, headers={"Retry-After": "2"}))
+
+
+async def _misconfigured(request: Request, error: Exception) -> Response:
+    # Of the settings only the key of who refused analysis is read so late. Whoever reports a call
+    # shall report it again, and need not know where our files are.
+    logger.error("a request cannot be served", extra={"reason": str(error)})
+    message = "nobody can tell here who refused analysis: the log says why; report it again"
+    return _say(request, ApiError(503, "consent-key", message, headers={"Retry-After": "60"}))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

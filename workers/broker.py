@@ -1,6 +1,7 @@
 """Composition root of a worker process: what ``dramatiq workers.broker:setup`` calls."""
 
 import os
+from functools import partial
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
@@ -11,6 +12,7 @@ from callcore.bus import RedisBus
 from callcore.chain import Chain
 from callcore.consent import Consent
 from callcore.engine_pool import EnginePool
+from callcore.intake import accept_held_captures
 from callcore.retention import Retention
 from callcore.storage import Storage
 from callcore.webhooks import Webhooks
@@ -36,10 +38,13 @@ def setup() -> RedisBroker:
     waker = jobs.Waker(site)
     chain = Chain(storage, site, bus, engines, waker)
     webhooks = Webhooks(storage, site)
+    consent = Consent(storage, site, bus)
     chores = (
         Chore("sweep", 1.0, chain.sweep),
         Chore("webhooks", 1.0, webhooks.sweep),  # beside the sweep: receivers may be slow
-        Chore("consent", 60.0, Consent(storage, site).sweep),
+        Chore("consent", 60.0, consent.clean),
+        Chore("consent-rooms", 15.0, consent.forget_rooms),
+        Chore("captures", 60.0, partial(accept_held_captures, storage, site)),
         Chore("retention", 900.0, Retention(storage, site).sweep),
     )
     closing = (engines.close, webhooks.close, waker.close, bus.close, storage.close)

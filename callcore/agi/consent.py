@@ -15,6 +15,7 @@ from callcore.agi.said import completed, read
 from callcore.agi.server import Request
 from callcore.calls import CallFacts
 from callcore.consent import Consent
+from callcore.intake import stream_ids
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +42,17 @@ class ConsentRoute:
         """Do what the caller wishes and set the dialplan's variable."""
         said = await completed(request, read(request))
         facts = usable(said.facts)
+        ids = stream_ids(said.words.get("uuid"))
         answer = said.words.get("answer", "").strip().lower()
         if answer not in _ANSWERS:
             logger.warning("the dialplan passed no `answer` of yes, no or ask")
         if answer == _NO:
             # Said before it is stored: whatever the database does, the caller has refused.
             await self._tell(request, is_refused=True)
-            await self._reports.put(partial(self._refuse, facts))
+            await self._reports.put(partial(self._refuse, facts, ids))
             return
         found: list[bool] = []
-        work = partial(self._allow if answer == "yes" else self._ask, facts, found)
+        work = partial(self._allow if answer == "yes" else self._ask, facts, ids, found)
         if answer == "yes":
             await self._reports.put(work)
         else:
@@ -58,16 +60,17 @@ class ConsentRoute:
             await self._registrations.put(work, keep=False)
         await self._tell(request, is_refused=any(found))
 
-    def _refuse(self, facts: CallFacts) -> None:
-        self._consent.refuse(facts)
+    def _refuse(self, facts: CallFacts, ids: list[str]) -> None:
+        self._consent.refuse(facts, ids)
 
-    def _allow(self, facts: CallFacts, found: list[bool]) -> None:
-        found.append(self._consent.is_call_refused(facts))
-        self._consent.allow(facts.caller)
+    def _allow(self, facts: CallFacts, ids: list[str], found: list[bool]) -> None:
+        found.append(self._consent.is_call_refused(facts, ids))
+        self._consent.allow(self._consent.outsider(facts, ids))
 
-    def _ask(self, facts: CallFacts, found: list[bool]) -> None:
-        is_refused = self._consent.is_call_refused(facts)
-        found.append(is_refused or self._consent.is_refused(facts.caller))
+    def _ask(self, facts: CallFacts, ids: list[str], found: list[bool]) -> None:
+        is_refused = self._consent.is_call_refused(facts, ids)
+        number = self._consent.outsider(facts, ids)
+        found.append(is_refused or self._consent.is_refused(number))
 
     async def _tell(self, request: Request, *, is_refused: bool) -> None:
         await request.command("SET VARIABLE", f"{PREFIX}CONSENT", _NO if is_refused else "")

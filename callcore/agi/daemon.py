@@ -80,7 +80,7 @@ def routes(
     return {
         "consent": ConsentRoute(consent, reports, registrations).answer,
         "hangup": HangupRoute(storage, settings, reports).answer,
-        "live": LiveRoute(storage, settings, registrations, consent).answer,
+        "live": LiveRoute(storage, settings, registrations).answer,
         "missed": MissedRoute(storage, settings, reports).answer,
         "ping": ping,
     }

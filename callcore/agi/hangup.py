@@ -54,9 +54,10 @@ def accept(storage: Storage, settings: Settings, said: Said, ending: Ending) -> 
         The recording; None if there is none, and only facts of a call were united.
     """
     facts = usable(said.facts)
+    ids = intake.stream_ids(said.words.get("uuid"))
     ending = intake.usable_ending(ending, storage.clock())
     if not said.files:
-        call_id = intake.accept_facts(storage, facts, ending, settings)
+        call_id = intake.accept_facts(storage, facts, ending, settings, ids)
         if call_id is None and ending.disposition not in (None, Disposition.ANSWERED):
             logger.warning("a call that nobody answered came without an id: it is not on record")
         logger.info("call over, no recording", extra={"call_id": call_id})
@@ -67,7 +68,7 @@ def accept(storage: Storage, settings: Settings, said: Said, ending: Ending) -> 
     name = outside if not media and filenames.is_storable(outside) else None
     with storage.database.transaction():
         accepted = intake.accept_recording(
-            storage, settings, facts, "agi", media, original_name=name
+            storage, settings, facts, "agi", media, original_name=name, ids=ids
         )
         storage.note_ending(storage.recording(accepted.audio_id).call_id, ending)
     logger.info(

@@ -8,17 +8,16 @@ within ``reports.ANSWER_S``. A registration is good for seconds, and so none is 
 import logging
 import uuid as uuids
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from callcore import intake
 from callcore.agi.hangup import usable
 from callcore.agi.reports import ANSWER_S, Reports
 from callcore.agi.said import completed, read
 from callcore.agi.server import Request
-from callcore.calls import REFUSED, CallFacts
-from callcore.errors import ConfigError, NotFound, Refused
+from callcore.calls import CallFacts
+from callcore.errors import ConfigError, Refused
 from callcore.settings import Settings
-from callcore.storage import Storage, call_rows, consent_rows
+from callcore.storage import Storage, consent_rows
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +26,6 @@ logger = logging.getLogger(__name__)
 RELAYED_ANSWER_S = 4.0
 #: What the dialplan is told begins with this: no other variable of a site is touched.
 PREFIX = "CALLCORE_"
-
-
-class Consents(Protocol):
-    """Who refused analysis: ``consent.Consent``."""
-
-    def is_refused(self, number: str | None) -> bool:
-        """Tell whether the caller of this number has refused analysis."""
-
-    def refuse(self, facts: CallFacts) -> str:
-        """Keep a call from being analysed; return its call_id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +48,12 @@ class LiveRoute:
         settings: ``unregistered`` says what becomes of a stream that could not be registered.
         registrations: Where work for the database goes; of its own, so that no report that waits
             for the database keeps a caller waiting.
-        consents: Who refused analysis.
     """
 
-    def __init__(
-        self, storage: Storage, settings: Settings, registrations: Reports, consents: Consents
-    ) -> None:
+    def __init__(self, storage: Storage, settings: Settings, registrations: Reports) -> None:
         self._storage = storage
         self._settings = settings
         self._registrations = registrations
-        self._consents = consents
 
     async def answer(self, request: Request) -> None:
         """Register the leg and set the dialplan's variables."""
@@ -80,7 +65,7 @@ class LiveRoute:
         found: list[Registration] = []
 
         def work() -> None:
-            found.append(register(self._storage, self._consents, uuid, said.facts))
+            found.append(register(self._storage, self._settings, uuid, said.facts))
 
         wait_s = RELAYED_ANSWER_S if said.is_relayed else ANSWER_S
         if await self._registrations.put(work, keep=False, wait_s=wait_s):
@@ -97,46 +82,31 @@ class LiveRoute:
             await request.command("SET VARIABLE", PREFIX + name, value)
 
 
-def register(storage: Storage, consents: Consents, uuid: str, said: CallFacts) -> Registration:
+def register(storage: Storage, settings: Settings, uuid: str, said: CallFacts) -> Registration:
     """Register a leg, unless its caller refused analysis.
 
     Args:
         storage: The record.
-        consents: Who refused analysis.
+        settings: As for ``intake.register_leg``.
         uuid: What the stream will begin with.
         said: What the dialplan says of the leg.
     """
     # What both parties' stream is announced as is no leg of a recording.
     is_stereo = said.leg == intake.STEREO
     facts = usable(replace(said, leg=None) if is_stereo else said)
+    named = replace(facts, leg=intake.STEREO) if is_stereo else facts
     try:
-        number_is_refused = consents.is_refused(facts.caller)
+        leg = intake.register_leg(storage, uuid, named, settings)
     except ConfigError as error:
         # Without the key nobody can tell who refused: better no text than that of who did.
         logger.error("legs are not registered", extra={"reason": str(error)})
         return Registration("", is_welcome=False)
-    if number_is_refused:
-        # The other party's leg may come without the caller's number: the call itself knows then.
-        named = intake.usable_facts(replace(facts, call_id=facts.call_id or uuid))
-        return Registration(consents.refuse(named), is_welcome=False, is_refused=True)
-    for known_as in call_rows.ids_of(facts):
-        call_id = _refused_call(storage, known_as)
-        if call_id is not None:
-            return Registration(call_id, is_welcome=False, is_refused=True)
-    try:
-        named = replace(facts, leg=intake.STEREO) if is_stereo else facts
-        leg = intake.register_leg(storage, uuid, named)
     except Refused as error:
+        if error.code == consent_rows.CODE:
+            return Registration(
+                storage.call(uuid.lower()).call_id, is_welcome=False, is_refused=True
+            )
         logger.warning("a leg is not registered", extra={"reason": error.code})
-        is_refused = error.code == consent_rows.CODE  # it was while we looked
-        return Registration("", is_welcome=False, is_refused=is_refused)
+        return Registration("", is_welcome=False)
     logger.info("leg registered", extra={"call_id": leg.call_id, "leg": leg.leg})
     return Registration(leg.call_id, is_welcome=True)
-
-
-def _refused_call(storage: Storage, known_as: str) -> str | None:
-    try:
-        call = storage.call(known_as)
-    except NotFound:
-        return None
-    return call.call_id if call.consent == REFUSED else None

@@ -2,7 +2,8 @@
 
 A route waits a moment for the commit and lets Asterisk go in any case. What the database did not
 take in time is tried again for as long as this process runs; the log says so, because what waits
-in memory is lost with the process. What is worth nothing later is not tried again.
+in memory is lost with the process. So is what must not be stored before somebody can tell who
+refused analysis; that lets others go first. What is worth nothing later is not tried again.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from callcore.errors import ConfigError
 from callcore.intake import Accepted, Messenger
 from callcore.live_records import TRANSIENT, StepWaker
 from callcore.log import frames
@@ -36,6 +38,8 @@ class _Report:
     work: Work
     keep: bool
     stored: "Future[bool]" = field(default_factory=Future)
+    is_held: bool = False
+    """Whether it had to wait for the key of who refused."""
 
 
 class Reports:
@@ -48,6 +52,8 @@ class Reports:
     def __init__(self, waker: StepWaker) -> None:
         self._messenger = Messenger(lambda audio_id: waker.wake("settle", audio_id))
         self._waiting: deque[_Report] = deque()
+        self._held: list[_Report] = []  # until the key of who refused is back
+        self._retry_at = 0.0
         self._changed = threading.Condition()
         self._stopped = False
         self._is_away = False
@@ -72,7 +78,7 @@ class Reports:
         """
         report = _Report(work, keep)
         with self._changed:
-            if len(self._waiting) >= MAX_WAITING or self._stopped:
+            if len(self._waiting) + len(self._held) >= MAX_WAITING or self._stopped:
                 logger.error("a report of the PBX is lost: too many wait for the database")
                 return False
             self._waiting.append(report)
@@ -108,7 +114,7 @@ class Reports:
             while self._waiting and time.monotonic() < until:
                 self._changed.wait(until - time.monotonic())
             self._stopped = True
-            lost = len(self._waiting)
+            lost = len(self._waiting) + len(self._held)
             self._changed.notify_all()
         if lost:
             logger.error("reports of the PBX are lost", extra={"num_reports": lost})
@@ -128,6 +134,13 @@ class Reports:
                         self._changed.wait_for(lambda: self._stopped, delay_s)
                     delay_s = min(2 * delay_s, longest_s)
                     continue
+            except ConfigError as error:
+                # The message names a setting and a file of ours; nothing of a call is in it.
+                if not report.is_held:
+                    logger.error("a report of the PBX must wait", extra={"reason": str(error)})
+                if report.keep:
+                    self._hold(report)
+                    continue
             except Exception as error:
                 # Tried again, it would fail again; the next report is another one's.
                 logger.error("a report of the PBX failed", extra={"error": frames(error)})
@@ -141,10 +154,26 @@ class Reports:
             if accepted is not None and accepted.wake:
                 self._messenger.tell(accepted.audio_id)
 
+    def _hold(self, report: _Report) -> None:
+        with self._changed:
+            self._waiting.popleft()
+            if not self._held:
+                self._retry_at = time.monotonic() + RETRY_S[1]
+            report.is_held = True
+            self._held.append(report)
+            self._changed.notify_all()
+
     def _next(self) -> _Report | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopped)
-            return self._waiting[0] if self._waiting and not self._stopped else None
+            while not self._stopped:
+                left_s = self._retry_at - time.monotonic() if self._held else None
+                if left_s is not None and left_s <= 0:
+                    self._waiting.extend(self._held)
+                    self._held.clear()
+                if self._waiting:
+                    return self._waiting[0]
+                self._changed.wait(left_s)
+            return None
 
     def _note_away(self, reason: str) -> None:
         if not self._is_away:

@@ -31,7 +31,9 @@ FILE = "file"
 
 FACTS = frozenset(each.name for each in fields(CallFacts))
 #: What tells how a call ended, and the keys that are one route's own.
-_ENDING = frozenset({"dialstatus", "queuestatus", "abandoned", "cdr", "answered_at", "ended_at"})
+_ENDING = frozenset(
+    {"answered", "dialstatus", "queuestatus", "abandoned", "cdr", "answered_at", "ended_at"}
+)
 _OTHERS = frozenset({"uuid", "answer"})
 #: Facts by the variable that Asterisk sends with every request. Its ``extension`` and ``context``
 #: are those of the hangup handler, its ``language`` is that of the prompts.
@@ -97,12 +99,16 @@ class Said:
 
 
 def _disposition(words: Mapping[str, str]) -> Disposition | None:
-    # A call may have met several: an agent who answered is the end of it, else the queue comes
-    # last in most dialplans. The channel's own record is asked where neither knows.
+    # A call may have met several, and each status may be left from one that came before: who knows
+    # that somebody answered says so. Else the queue comes last in most dialplans. The channel's own
+    # record is asked where neither knows.
+    if words.get("answered", "").lower() == "yes":
+        return Disposition.ANSWERED
     found = [_STATUS.get(words.get(key, "").upper()) for key in ("queuestatus", "dialstatus")]
     if Disposition.ANSWERED in found:
         return Disposition.ANSWERED
-    if words.get("abandoned", "").upper() == "TRUE":
+    # A queue sets ABANDONED at its timeout too.
+    if found[0] is None and words.get("abandoned", "").upper() == "TRUE":
         return Disposition.ABANDONED
     return found[0] or found[1] or _CDR.get(words.get("cdr", "").upper())
 

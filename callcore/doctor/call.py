@@ -29,6 +29,8 @@ SAID = (
     "you are using a console channel driver instead of a real phone you can use the dial, answer, "
     "and hang up commands to simulate the actions of a standard telephone."
 )
+#: The caller's number, so that consent is asked as for any caller; with * and #, nobody's.
+NUMBER = "*362867#"
 #: Share of wrong words above which it was hardly this prompt that was heard.
 MAX_WORD_ERRORS = 0.5
 _CONTEXT = "callcore-doctor"
@@ -115,7 +117,7 @@ class CheckedCall:
                 Context=_CONTEXT,
                 Exten="says",
                 Priority="1",
-                CallerID='"callcore doctor" <>',
+                CallerID=f'"callcore doctor" <{NUMBER}>',
                 Timeout=f"{self._limits.placed_s * 1000:.0f}",
                 Variable=f"__CALLCORE_DOCTOR={self._call_id}",
                 Async="true",
@@ -157,7 +159,7 @@ class CheckedCall:
             remedy = "see pbx-audiosocket above, and `callcore audiosocket` in the log"
         else:
             detail = "the call was reported, but no stream of it was announced"
-            remedy = "see pbx-dialplan above; consent must not be refused for the test call"
+            remedy = f"see consent and pbx-dialplan above; consent must not be refused for {NUMBER}"
         return Finding("call-stream", "failed", detail, remedy)
 
     def _first_words(self) -> Finding | None:

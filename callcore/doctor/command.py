@@ -18,7 +18,7 @@ from callcore.settings import Settings
 from callcore.storage import Storage
 
 #: Checks without which a test call cannot be placed or followed.
-_NEEDED = ("database", "pbx-manager", "pbx-modules", "pbx-dialplan")
+_NEEDED = ("database", "consent", "pbx-manager", "pbx-modules", "pbx-dialplan")
 
 
 def run(

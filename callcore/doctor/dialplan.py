@@ -15,60 +15,46 @@ from callcore.doctor.finding import Finding
 #: Name of the file in ``dialplan/`` and in Asterisk's folder of configuration.
 FILE = "extensions_callcore.conf"
 
-#: Module -> its applications and functions. Others that a dialplan may use are in Asterisk itself.
+#: Module -> what of it the dialplan uses, applications and functions.
 MODULES: Mapping[str, frozenset[str]] = {
     module: frozenset(names.split())
     for module, names in {
         "app_audiosocket": "AudioSocket",
         "app_chanspy": "ChanSpy",
-        "app_dial": "Dial RetryDial",
-        "app_exec": "Exec TryExec ExecIf",
+        "app_exec": "ExecIf TryExec",
         "app_mixmonitor": "MixMonitor StopMixMonitor",
         "app_originate": "Originate",
         "app_playback": "Playback",
-        "app_queue": "Queue",
         "app_read": "Read",
-        "app_stack": "Gosub GosubIf Return StackPop LOCAL STACK_PEEK",
-        "app_userevent": "UserEvent",
-        "app_verbose": "Log Verbose",
-        "app_while": "While EndWhile ExitWhile ContinueWhile",
-        "func_base64": "BASE64_ENCODE BASE64_DECODE",
-        "func_callerid": "CALLERID CONNECTEDLINE REDIRECTING",
+        "app_stack": "Gosub LOCAL Return STACK_PEEK",
+        "app_verbose": "Log",
+        "func_base64": "BASE64_ENCODE",
+        "func_callerid": "CALLERID CONNECTEDLINE",
         "func_cdr": "CDR CDR_PROP",
-        "func_channel": "CHANNEL CHANNELS MASTER_CHANNEL CHANNEL_EXISTS",
-        "func_cut": "CUT SORT",
-        "func_db": "DB DB_EXISTS DB_DELETE",
-        "func_dialplan": "DIALPLAN_EXISTS VALID_EXTEN",
-        "func_export": "EXPORT",
-        "func_global": "GLOBAL SHARED GLOBAL_DELETE SHARED_DELETE",
-        "func_groupcount": "GROUP GROUP_COUNT GROUP_LIST GROUP_MATCH_COUNT",
-        "func_hangupcause": "HANGUPCAUSE HANGUPCAUSE_KEYS HangupCauseClear",
-        "func_import": "IMPORT",
-        "func_logic": "IF IFTIME ISNULL EXISTS SET IMPORT",
-        "func_math": "MATH INC DEC MIN MAX ABS",
-        "func_rand": "RAND",
-        "func_sprintf": "SPRINTF",
-        "func_strings": "LEN FILTER REPLACE STRREPLACE STRFTIME STRPTIME STRBETWEEN REGEX FIELDQTY "
-        "FIELDNUM LISTFILTER TOUPPER TOLOWER EVAL HASH HASHKEYS CLEARHASH PASSTHRU QUOTE SHIFT POP "
-        "PUSH UNSHIFT KEYPADHASH TRIM LTRIM RTRIM CSV_QUOTE",
-        "func_timeout": "TIMEOUT",
-        "func_uri": "URIENCODE URIDECODE",
+        "func_channel": "CHANNEL CHANNEL_EXISTS",
+        "func_cut": "CUT",
+        "func_global": "SHARED",
+        "func_logic": "IF",
+        "func_strings": "FILTER LEN POP STRFTIME STRREPLACE",
+        "func_uri": "URIENCODE",
         "func_uuid": "UUID",
-        "res_agi": "AGI EAGI DeadAGI",
+        "res_agi": "AGI",
     }.items()
 }
-#: Applications and functions that Asterisk has without any module.
-BUILT_IN = frozenset(
-    {"Answer", "Background", "Busy", "Congestion", "EXCEPTION", "FEATURE", "Goto", "GotoIf"}
-    | {"Hangup", "MSet", "NoOp", "Proceeding", "Progress", "RaiseException", "Ringing", "Set"}
-    | {"Wait", "WaitExten"}
-)
+#: What the dialplan uses that Asterisk has without any module.
+BUILT_IN = frozenset({"Answer", "Goto", "GotoIf", "Hangup", "Set", "Wait"})
+#: Seconds that Asterisk may take to list a context.
+_LIST_S = 5.0
 #: Where ticks come from, of which ChanSpy and Playback need one.
 TIMERS = ("res_timing_timerfd", "res_timing_dahdi", "res_timing_pthread", "res_timing_kqueue")
+
+#: Extension, priority, label, application, and what that is told.
+Step = tuple[str, int, str, str, str]
 
 _CALL = re.compile(r"(?<![\w@/-])([A-Z]\w+)\(")
 _COMMENT = re.compile(r"(?<!\\);.*")
 _CONTEXT = re.compile(r"^\[([\w-]+)\]", re.MULTILINE)
+_STEP = re.compile(r"\s*(?:exten|same)\s*=>\s*(?:([^,]+),1|n(?:\((\w+)\))?),(\w+)\((.*)\)\s*")
 _SHOWN = re.compile(r"(\S+)\.so\s.*\s(Not Running|Running)\s")
 
 
@@ -84,6 +70,21 @@ def text() -> str:
 def contexts(dialplan: str) -> list[str]:
     """Return the names of its contexts."""
     return list(dict.fromkeys(_CONTEXT.findall(dialplan)))
+
+
+def steps(dialplan: str) -> dict[str, list[Step]]:
+    """Return what each of its contexts does."""
+    found: dict[str, list[Step]] = {}
+    exten, priority = "", 0
+    here: list[Step] = []
+    for line in dialplan.splitlines():
+        if context := _CONTEXT.match(line):
+            here = found.setdefault(context[1], [])
+        elif step := _STEP.fullmatch(line):
+            exten, priority = (step[1], 1) if step[1] else (exten, priority + 1)
+            told = step[4].replace("\\;", ";").strip()
+            here.append((exten, priority, step[2] or "", step[3], told))
+    return {name: sorted(each) for name, each in found.items()}
 
 
 def uses(dialplan: str) -> set[str]:
@@ -160,8 +161,31 @@ def check_contexts(ami: Ami) -> Iterator[Finding]:
         remedy = f'copy {file} to Asterisk\'s folder again, then `asterisk -rx "dialplan reload"`'
         detail = f"an older {FILE} is loaded, without {', '.join(lacking)}"
         yield Finding("pbx-dialplan", "failed", detail, remedy)
+    elif changed := [name for name, own in steps(text()).items() if own != loaded(ami, name)]:
+        remedy = (
+            f'copy {file} to Asterisk\'s folder again, then `asterisk -rx "dialplan reload"`;\n'
+            "what you change belongs into your own extensions.conf"
+        )
+        detail = f"the {FILE} that is loaded is not this callcore's: it differs in "
+        yield Finding("pbx-dialplan", "warning", detail + ", ".join(changed), remedy)
     else:
         yield Finding("pbx-dialplan", "ok", f"{FILE} is loaded, {len(wanted)} contexts")
+
+
+def loaded(ami: Ami, context: str) -> list[Step]:
+    """Return what a context of Asterisk's does."""
+    asked = ami.action("ShowDialPlan", Context=context)["ActionID"]
+    found: list[Step] = []
+
+    def is_last(event: Mapping[str, str]) -> bool:
+        if event.get("ActionID") == asked and event.get("Priority", "").isdigit():
+            exten, priority = event["Extension"], int(event["Priority"])
+            label, application = event.get("ExtensionLabel", ""), event["Application"]
+            found.append((exten, priority, label, application, event.get("AppData", "")))
+        return event.get("ActionID") == asked and event["Event"] == "ShowDialPlanComplete"
+
+    ami.wait_for(is_last, _LIST_S)
+    return sorted(found)
 
 
 def exists(ami: Ami, context: str) -> bool:

@@ -39,6 +39,7 @@ def _asked(ami: Ami, settings: Settings) -> Iterator[Finding]:
         lambda: versions.findings(ami.action("CoreSettings").get("AsteriskVersion", "")),
         lambda: dialplan.check_modules(ami),
         lambda: dialplan.check_contexts(ami),
+        lambda: _max_calls(ami),
         lambda: reach.findings(ami, settings),
         lambda: pbx_spool.findings(ami, settings),
         lambda: _clock(ami),
@@ -108,6 +109,15 @@ def manager_failure(settings: Settings, error: AmiError) -> Finding:
         ),
     }
     return Finding(_MANAGER, "failed", str(error), remedies[error.code])
+
+
+def _max_calls(ami: Ami) -> Iterator[Finding]:
+    said = ami.action("CoreSettings").get("CoreMaxCalls", "")
+    if said.isdigit() and int(said) > 0:
+        # It counts what runs in the dialplan: the caller, and the spy of each party.
+        detail = f"Asterisk takes at most {said} calls at once, and a tapped call counts three"
+        remedy = "raise `maxcalls` in asterisk.conf to three times the calls that you expect"
+        yield Finding("pbx-limit", "warning", detail, remedy)
 
 
 def _clock(ami: Ami) -> Iterator[Finding]:

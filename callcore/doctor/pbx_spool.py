@@ -43,7 +43,7 @@ def findings(ami: Ami, settings: Settings) -> Iterator[Finding]:
         if user is not None and nearest is not None and not may_write(nearest, *user):
             name = _name(user[0])
             detail = f"Asterisk's user {name} cannot write into {nearest}"
-            yield Finding(_CHECK, "failed", detail, f"chown {name} {nearest}")
+            yield Finding(_CHECK, "failed", detail, how_to_open(name, here))
             return
     yield Finding(_CHECK, "ok", f"Asterisk records into {theirs}, which is watched")
 
@@ -59,6 +59,11 @@ def place_below(theirs: str, settings: Settings) -> str | None:
         if below != ".." and not below.startswith("../"):
             return below
     return None
+
+
+def how_to_open(name: str, folder: Path) -> str:
+    """Return the command that lets a user write there; whatever is around it stays as it is."""
+    return f"chown {name} {folder}" if folder.is_dir() else f"install -d -o {name} {folder}"
 
 
 def _nearest(folder: Path) -> Path | None:

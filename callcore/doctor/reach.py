@@ -1,14 +1,18 @@
 """Whether Asterisk reaches our daemons: it is asked to, from where it runs.
 
-The stream of the nil UUID is a probe that the AudioSocket daemon drops, and the route ``ping`` of
+The stream of the nil UUID is a probe, which the AudioSocket daemon holds for a moment and ends: a
+port where something else listens, a proxy with nobody behind it and a daemon that hangs all take
+the connection, and end it sooner or not at all. The route ``ping`` of
 the FastAGI server does nothing. The latter is asked through the dialplan's own helper, so that the
 line which reports real calls is the one that is tried.
 """
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 
 from callcore.ami import Ami
+from callcore.audiosocket import PROBE_UUID
 from callcore.doctor import dialplan
 from callcore.doctor.finding import Finding
 from callcore.errors import AmiError
@@ -16,9 +20,12 @@ from callcore.settings import Address, Settings, parse_address
 
 #: Addresses that the dialplan uses where the site sets no others.
 DEFAULTS = {"CALLCORE_AUDIOSOCKET": "127.0.0.1:9092", "CALLCORE_AGI": "127.0.0.1:4573"}
-NIL_UUID = str(uuid.UUID(int=0))
 #: Seconds that Asterisk may take: its connects give up after two.
 TRY_S = 6.0
+#: Seconds after which the daemon may end a probe; it does after ``audiosocket_server.PROBE_S``, 2.
+#: A proxy whose daemon is away ends it at once, or after its second try (0.9 s each in
+#: deploy/haproxy), or after its fourth (1 s each by default).
+ENDED_S = (1.9, 2.8)
 
 #: The dialplan's helper: extension and context.
 _HELPER = ("tell", "callcore-tell")
@@ -54,12 +61,14 @@ def _audiosocket(ami: Ami, probe: Ami, settings: Settings) -> Finding:
     if wrong:
         return wrong
     channel = f"doctor-{uuid.uuid4().hex}"
+    began = time.monotonic()
     try:
         probe.action(
             "Originate",
-            Channel=f"AudioSocket/{address}/{NIL_UUID}",
+            Channel=f"AudioSocket/{address}/{PROBE_UUID}",
             ChannelId=channel,
-            Application="NoOp",
+            Application="Wait",
+            Data="5",
             Variable="CDR_PROP(disable)=1",
             Timeout="3000",
             Async="true",
@@ -68,11 +77,20 @@ def _audiosocket(ami: Ami, probe: Ami, settings: Settings) -> Finding:
         if error.code != "refused":
             raise
         return Finding(check, "failed", str(error), "see pbx-manager and pbx-modules above")
-    answer = probe.wait_for(
-        lambda event: event.get("Event") == "OriginateResponse" and _is_of(event, channel), TRY_S
-    )
-    if answer is not None and answer.get("Response") == "Success":
-        return Finding(check, "ok", f"Asterisk reaches the daemon on {address}")
+    told: set[str] = set()
+
+    def is_over(event: Mapping[str, str]) -> bool:
+        # They come in either order.
+        if _is_of(event, channel) and event.get("Event") in ("OriginateResponse", "Hangup"):
+            told.add(event.get("Response", "Hangup"))
+        return "Failure" in told or told == {"Success", "Hangup"}
+
+    over = probe.wait_for(is_over, TRY_S)
+    lasted_s = time.monotonic() - began
+    if "Success" in told:
+        if over is not None and ENDED_S[0] <= lasted_s <= ENDED_S[1]:
+            return Finding(check, "ok", f"Asterisk reaches the daemon on {address}")
+        return _stranger(check, variable, address, settings.audiosocket_bind)
     return _unreached(check, variable, address, settings.audiosocket_bind, "callcore audiosocket")
 
 
@@ -115,6 +133,17 @@ def _agi(ami: Ami, probe: Ami, settings: Settings) -> Finding:
     if answer.get("Value") == "SUCCESS":
         return Finding(check, "ok", f"Asterisk reaches the FastAGI server on {address}")
     return _unreached(check, variable, address, settings.agi_bind, "callcore agi")
+
+
+def _stranger(check: str, variable: str, address: str, ours: Address) -> Finding:
+    detail = f"whoever takes Asterisk's connections to {address} does not answer as our daemon does"
+    remedy = (
+        "if that is a proxy, look at what is behind it; if it is the daemon, restart it:\n"
+        "`callcore audiosocket`; with all CALLCORE_MAX_CALLS in use it takes nobody"
+    )
+    if parse_address(address) != ours:
+        remedy = f"this callcore listens on {ours}. {_set_global(variable, ours)}\nOr: {remedy}"
+    return Finding(check, "failed", detail, remedy)
 
 
 def _is_of(event: Mapping[str, str], channel: str) -> bool:

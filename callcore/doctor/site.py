@@ -6,19 +6,23 @@ import os
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import httpx
 import redis
 
 from callcore import model_store, taxonomies
+from callcore.audiosocket import PROBE_UUID, Kind, encode, silence_frame
 from callcore.calls import now
 from callcore.category_rules import failed_examples
+from callcore.consent import Consent
 from callcore.doctor.finding import Finding
-from callcore.errors import CallcoreError
+from callcore.errors import CallcoreError, ConfigError
 from callcore.settings import Address, Settings, broker_url
 from callcore.storage import Storage
 
@@ -26,7 +30,12 @@ from callcore.storage import Storage
 LOW_DISK_BYTES = 5_000_000_000
 NO_DISK_BYTES = 200_000_000
 TIMEOUT_S = 3.0
-
+#: Folders below the spool that are looked into, and entries of each.
+SPOOL_DEPTH = 5
+SPOOL_ENTRIES = 10_000
+#: What a stream begins with, and a request of Asterisk's: both of the kind that changes nothing.
+_PROBE = encode(Kind.UUID, uuid.UUID(PROBE_UUID).bytes)
+_PING = b"agi_network: yes\nagi_network_script: ping\n\n"
 
 #: This release came out then: a clock that shows an earlier day is wrong.
 RELEASED = datetime(2026, 11, 1, tzinfo=UTC)
@@ -39,7 +48,7 @@ def findings(settings: Settings, secret_files: Sequence[Path] = ()) -> Iterator[
         settings: Of the site.
         secret_files: Files that hold secrets of the settings.
     """
-    checks: tuple[Callable[[Settings], Finding], ...] = (
+    checks: tuple[Callable[[Settings], Finding | None], ...] = (
         _packages,
         _clock,
         _state_folder,
@@ -48,6 +57,7 @@ def findings(settings: Settings, secret_files: Sequence[Path] = ()) -> Iterator[
         _models,
         check_taxonomies,
         _database,
+        check_consent,
         _broker,
         check_spool,
         _audiosocket,
@@ -55,7 +65,9 @@ def findings(settings: Settings, secret_files: Sequence[Path] = ()) -> Iterator[
         _web,
     )
     for check in checks:
-        yield check(settings)
+        found = check(settings)
+        if found is not None:
+            yield found
 
 
 def _packages(settings: Settings) -> Finding:
@@ -188,6 +200,20 @@ def _database(settings: Settings) -> Finding:
     return Finding("database", "ok", f"{kind}, migrated")
 
 
+def check_consent(settings: Settings) -> Finding | None:
+    """Judge whether callers who refused can be told from others; None without a database."""
+    try:
+        with contextlib.closing(Storage(settings.database_url)) as storage:
+            storage.check_migrated()
+            Consent(storage, settings).is_refused("10")
+    except ConfigError as error:
+        detail = "nobody can tell which numbers refused analysis: every call with one is refused"
+        return Finding("consent", "failed", detail, str(error))
+    except Exception:  # the database cannot be used: its own check says why
+        return None
+    return Finding("consent", "ok", "callers who refused analysis are known")
+
+
 def _broker(settings: Settings) -> Finding:
     kind = "external broker" if settings.redis_url else "embedded broker"
     client = redis.Redis.from_url(
@@ -212,26 +238,68 @@ def check_spool(settings: Settings) -> Finding:
     if not os.access(folder, os.R_OK | os.X_OK):
         remedy = f"let this user read {folder}, e.g. by the group of Asterisk's user"
         return Finding("spool", "failed", "the spool folder cannot be read", remedy)
+    newest = _newest_unreadable(folder)
+    if newest is not None:
+        remedy = (
+            f"let this user read {newest} and what will come beside it, e.g. by the group of\n"
+            "Asterisk's user and its umask (UMask=0027 in its systemd unit)"
+        )
+        return Finding("spool", "failed", f"{newest} cannot be read", remedy)
     return Finding("spool", "ok", f"{folder} is readable")
 
 
+def _newest_unreadable(folder: Path) -> Path | None:
+    """Return what is newest in a folder, or in what is newest there, if we may not read it."""
+    with contextlib.suppress(OSError):  # it was there a moment ago
+        for _ in range(SPOOL_DEPTH):
+            with os.scandir(folder) as entries:
+                some = list(islice(entries, SPOOL_ENTRIES))
+            if not some:
+                break
+            newest = max(some, key=lambda entry: entry.stat().st_mtime_ns)
+            is_folder = newest.is_dir()
+            if not os.access(newest.path, os.R_OK | os.X_OK if is_folder else os.R_OK):
+                return Path(newest.path)
+            if not is_folder:
+                break
+            folder = Path(newest.path)
+    return None
+
+
 def _audiosocket(settings: Settings) -> Finding:
-    # The daemon tolerates a peer that says nothing: Asterisk does the same to a channel that is
-    # not answered.
-    return _listener("audiosocket", settings.audiosocket_bind)
+    frame = silence_frame()
+    return _listener(
+        "audiosocket", settings.audiosocket_bind, _PROBE, len(frame), lambda said: said == frame
+    )
 
 
 def _agi(settings: Settings) -> Finding:
-    return _listener("agi", settings.agi_bind)
+    # The route is through once the server closes, without a word.
+    return _listener("agi", settings.agi_bind, _PING, 1, lambda said: not said)
 
 
-def _listener(check: str, address: Address) -> Finding:
+def _listener(
+    check: str, address: Address, ask: bytes, size: int, is_right: Callable[[bytes], bool]
+) -> Finding:
+    """Judge what a daemon answers: at most ``size`` bytes of it."""
+    said = b""
     try:
-        socket.create_connection((_reachable(address.host), address.port), TIMEOUT_S).close()
+        with socket.create_connection((_reachable(address.host), address.port), TIMEOUT_S) as peer:
+            try:
+                peer.sendall(ask)
+                while len(said) < size and (data := peer.recv(size - len(said))):
+                    said += data
+                answered = is_right(said)
+            except OSError:
+                answered = False
     except OSError as error:
         detail = f"nothing listens on {address} ({error.strerror or 'timed out'})"
         return Finding(check, "failed", detail, "start it: `callcore up`")
-    return Finding(check, "ok", f"the daemon listens on {address}")
+    if not answered:
+        detail = f"whoever listens on {address} does not answer as `callcore {check}` does"
+        remedy = f"end whatever else has the port, or restart `callcore {check}` if that hangs"
+        return Finding(check, "failed", detail, remedy)
+    return Finding(check, "ok", f"the daemon answers on {address}")
 
 
 def _web(settings: Settings) -> Finding:

@@ -43,6 +43,7 @@ LIMITS = (
         "a phone that sends comfort noise may end its stream",
         {18: None, 20: 20, 21: None, 22: 10, 23: 4},
     ),
+    Limit("no leg `stereo`", {18: None, 20: 7, 21: 2, 22: 0, 23: 0}),
 )
 
 

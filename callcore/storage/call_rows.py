@@ -5,10 +5,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from peewee import JOIN
+from peewee import JOIN, fn
 
 from callcore import tables
 from callcore.calls import (
+    OUT,
     REFUSED,
     Call,
     CallFacts,
@@ -150,12 +151,12 @@ def complete_facts(db: Database, call_id: str, facts: CallFacts) -> None:
     """Fill in what the call did not know; what it knew stays."""
     row = _call_row(db, call_id)
     new = {n: getattr(facts, n) for n in FACT_COLUMNS if row[n] is None and getattr(facts, n)}
-    if row["consent"] == REFUSED:
-        new.pop("caller", None)  # the number of who refused analysis is not kept
     if facts.started_at is not None and not row["start_known"]:
         new |= _start(call_id, facts.started_at)
     if new:
         db.run(tables.Call.update(**new).where(tables.Call.call_id == call_id))
+    if row["consent"] == REFUSED:
+        consent_rows.forget_number(db, call_id)  # who refused is not named by a later report
 
 
 def _start(call_id: str, started_at: datetime) -> Row:
@@ -207,11 +208,10 @@ def _united_ending(kept: Row, gone: Row) -> Row:
         "disposition": Disposition.ANSWERED if was_answered else dispositions[0] or dispositions[1],
         "answered_at": min(filter(None, (kept["answered_at"], gone["answered_at"])), default=None),
         "consent": kept["consent"] or gone["consent"],
+        "consent_due": kept["consent_due"] or gone["consent_due"],
     }
     if kept["ended_at"] is None:
         new |= {"ended_at": gone["ended_at"], "reason": gone["reason"]}
-    if new["consent"] == REFUSED:
-        new["caller"] = None
     return new
 
 
@@ -383,9 +383,9 @@ def start_leg(db: Database, uuid: str, daemon: str, moment: datetime) -> Leg | N
         return None
     if leg["state"] in (LegState.LIVE, LegState.ENDED):
         raise Refused("uuid-used", "this UUID has had its stream already", "uuid")
+    consent_rows.check(db, leg["call"])
     if leg["expires_at"] and leg["expires_at"] < moment:
         raise Refused("uuid-expired", "the registration of this UUID has expired", "uuid")
-    consent_rows.check(db, leg["call"])
     started_at = _start_call(db, leg["call"], moment)
     started = db.run(
         tables.Leg.update(
@@ -523,27 +523,36 @@ def note_ending(db: Database, call_id: str, said: Ending, moment: datetime) -> N
         new |= {"ended_at": ended_at, "reason": row["reason"] or "hangup"}
     if new:
         db.run(tables.Call.update(**new).where(tables.Call.call_id == call_id))
-    if ends:
-        _tell_end(db, call_id, new, moment)
+    # Who was told that it ended could not know that nobody had answered.
+    is_news = row["state"] == CallState.ENDED and new.get("state") == CallState.MISSED
+    if ends or is_news:
+        _tell_end(db, call_id, {**row, **new}, moment)
 
 
 def _went(db: Database, row: Row) -> Row:
     """Return how a call went that is over, and the state that makes.
 
-    An agent whose stream came was there, whatever the PBX says of its last attempt to ring.
+    The party that was called was there if their stream came, whatever the PBX says of its last
+    attempt to ring; the PBX's own answer may be that of a menu.
     """
     new: Row = {"disposition": row["disposition"], "state": CallState.ENDED}
     leg = tables.Leg
     legs = db.all(leg.select().where(leg.call == row["call_id"]).order_by(leg.started_at))
-    # The right channel of a stream of both parties is there from the first ring on.
+    # A stream of both parties is there from the first ring on.
     rights = {each["right_uuid"] for each in legs}
-    came = (each for each in legs if each["started_at"] and each["uuid"] not in rights)
-    agent = next((each for each in came if each["leg"] in AGENT_LEGS), None)
-    if agent is not None:
+    came = (
+        each
+        for each in legs
+        if each["started_at"] and not each["right_uuid"] and each["uuid"] not in rights
+    )
+    is_out = row["direction"] == OUT  # the agent dials
+    called = ("caller",) if is_out else AGENT_LEGS
+    found = next((each for each in came if each["leg"] in called), None)
+    if found is not None:
         new["disposition"] = Disposition.ANSWERED
-        new["answered_at"] = row["answered_at"] or agent["started_at"]
+        new["answered_at"] = found["started_at"]
     elif row["disposition"] not in (None, Disposition.ANSWERED):
-        new["state"] = CallState.MISSED
+        new |= {"state": CallState.MISSED, "answered_at": None}
     return new
 
 
@@ -554,7 +563,9 @@ def _tell_end(db: Database, call_id: str, ended: Row, moment: datetime) -> None:
         "reason": ended["reason"],
         "disposition": ended["disposition"],
     }
-    outbox.note(db, "call.ended", f"{call_id} {iso(ended['ended_at'])}", told, moment)
+    # Missed after all is another message than ended.
+    key = f"{call_id} {iso(ended['ended_at'])} {ended['state']}"
+    outbox.note(db, "call.ended", key, told, moment)
 
 
 def expire(db: Database, moment: datetime) -> list[str]:
@@ -568,15 +579,17 @@ def expire(db: Database, moment: datetime) -> list[str]:
     reason = "no stream came before the registration expired"
     uuids = [row["uuid"] for row in rows]
     db.run(
-        leg.update(state=LegState.EXPIRED, reason=reason, ended_at=moment).where(
-            leg.uuid.in_(uuids) & late
-        )
+        leg.update(
+            state=LegState.EXPIRED, reason=fn.COALESCE(leg.reason, reason), ended_at=moment
+        ).where(leg.uuid.in_(uuids) & late)
     )
     calls = sorted({row["call"] for row in rows})
     return [each for each in calls if end_if_idle(db, each, _end_reason(db, each), moment)]
 
 
 def _end_reason(db: Database, call_id: str) -> str:
+    if consent_rows.is_refused(db, call_id):
+        return consent_rows.ENDED
     leg = tables.Leg
     heard = db.first(leg.select().where((leg.call == call_id) & leg.started_at.is_null(False)))
     return "hangup" if heard else "no audio came"

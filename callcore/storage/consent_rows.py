@@ -5,16 +5,26 @@ moment: until they are gone from the disk they stay on record, as captures of th
 as sources of its recordings, so that whoever comes after a crash finds them (``files``).
 """
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import peewee
 
 from callcore import tables
-from callcore.calls import GIVING_DOORS, REFUSED, LegState, RecordingState, StepState
+from callcore.calls import (
+    GIVING_DOORS,
+    OUT,
+    REFUSED,
+    CallState,
+    LegState,
+    RecordingState,
+    StepState,
+)
 from callcore.database import Database, Row
-from callcore.errors import Refused
+from callcore.errors import NotFound, Refused
 from callcore.storage import locks
 
 #: Why there is nothing of a call, for people.
@@ -23,9 +33,12 @@ REASON = "the caller refused analysis"
 CODE = "consent-refused"
 #: Why a leg or call ended.
 ENDED = "consent refused"
+#: For how long live events are forgotten again: one that waited for the broker may come late.
+FORGET_FOR = timedelta(minutes=10)
 #: Identities of recordings of which nothing but their content is known begin so; all others may
 #: hold a number, because names of files do.
 CONTENT_IDENTITY = '["sha256"'
+_EVENTS_LEFT = (tables.Call.consent == REFUSED) & tables.Call.consent_due.is_null(False)
 #: Door of our own copies, once nobody may hear them any more.
 _COPY = "copy"
 
@@ -34,12 +47,17 @@ def is_refused(db: Database, call_id: str) -> bool:
     """Tell whether a call's caller refused; waits for a refusal that is under way.
 
     What the transaction then stores of a call that was not refused, a later refusal deletes.
+
+    Raises:
+        NotFound: If no call has this id of its own.
     """
     call = tables.Call
     query = call.select(call.consent).where(call.call_id == call_id)
     share: Any = "FOR SHARE"  # peewee takes it; its types know the default only
     row = db.first(query.for_update(share) if db.is_postgres else query)
-    return row is not None and row["consent"] == REFUSED
+    if row is None:
+        raise NotFound("no call has this id")
+    return bool(row["consent"] == REFUSED)
 
 
 def check(db: Database, call_id: str) -> None:
@@ -47,6 +65,7 @@ def check(db: Database, call_id: str) -> None:
 
     Raises:
         Refused: ``consent-refused``.
+        NotFound: If no call has this id of its own.
     """
     if is_refused(db, call_id):
         raise Refused(CODE, REASON)
@@ -66,27 +85,42 @@ def refused_among(db: Database, ids: Iterable[str]) -> bool:
 def refuse(db: Database, call_id: str, moment: datetime) -> None:
     """Mark a call as refused and delete what is stored of it, the number too; again is harmless.
 
+    Legs whose stream has not come expire with the next look for such: whoever looks ends the call
+    and says so.
+
     Args:
         db: The database, inside a transaction that holds ``call_rows.CALLS``.
         call_id: The call's own id.
         moment: Now.
     """
     call, leg, live = tables.Call, tables.Leg, tables.LiveSegment
-    db.run(call.update(consent=REFUSED, caller=None).where(call.call_id == call_id))
+    due = moment + FORGET_FOR
+    db.run(call.update(consent=REFUSED, consent_due=due).where(call.call_id == call_id))
+    forget_number(db, call_id)
     db.run(live.delete().where(live.call == call_id))
     awaited = (leg.call == call_id) & (leg.state == LegState.EXPECTED)
-    db.run(leg.update(state=LegState.EXPIRED, reason=ENDED, ended_at=moment).where(awaited))
+    db.run(leg.update(reason=ENDED, expires_at=moment).where(awaited))
     recording = tables.Recording
     query = recording.select().where(recording.call == call_id)
     rows = db.all(query.order_by(recording.audio_id))
     for row in rows:
         locks.recording(db, row["audio_id"])
+    is_out = (call.call_id == call_id) & (call.direction == OUT)
+    private = {"caller", "callee"} if db.first(call.select().where(is_out)) else {"caller"}
     for row in rows:
-        _refuse_recording(db, row)
+        _refuse_recording(db, row, private)
     _forget_messages(db, call_id)
 
 
-def _refuse_recording(db: Database, row: Row) -> None:
+def forget_number(db: Database, call_id: str) -> None:
+    """Forget the number of who refused: of the caller or, of a call of ours, of who was called."""
+    call = tables.Call
+    own = call.call_id == call_id
+    db.run(call.update(caller=None).where(own))
+    db.run(call.update(callee=None).where(own & (call.direction == OUT)))
+
+
+def _refuse_recording(db: Database, row: Row, private: set[str]) -> None:
     audio_id = row["audio_id"]
     job, result, correction = tables.Job, tables.Result, tables.Correction
     # Whoever runs a step now has lost it: what it brings is not stored.
@@ -103,7 +137,11 @@ def _refuse_recording(db: Database, row: Row) -> None:
     ours = named.source.in_([_COPY, *sorted(GIVING_DOORS)])
     db.run(named.delete().where((named.recording == audio_id) & ~ours))
     db.run(named.update(original_name=None, url=None).where(named.recording == audio_id))
-    facts = {name: value for name, value in row["facts"].items() if name != "caller"}
+    # The name of the PBX's file may tell the number: not of which call.
+    seen = tables.SpoolFile
+    db.run(seen.update(audio_id=None).where(seen.audio_id == audio_id))
+    private = private | ({"callee"} if row["facts"].get("direction") == OUT else set())
+    facts = {name: value for name, value in row["facts"].items() if name not in private}
     new: Row = {"state": RecordingState.REFUSED, "reason": REASON, "facts": facts}
     if row["identity"] is not None and not row["identity"].startswith(CONTENT_IDENTITY):
         new["identity"] = None
@@ -115,15 +153,63 @@ def _forget_messages(db: Database, call_id: str) -> None:
     """Delete the messages to others that repeat what was said: the evidence of flags."""
     alias, delivery = tables.CallAlias, tables.Delivery
     ids = {row["known_as"] for row in db.all(alias.select().where(alias.call == call_id))}
-    flags = delivery.select().where(delivery.type == "flag.raised")
-    for known_as in sorted(ids):
-        text: Any = peewee.Cast(delivery.payload, "TEXT")
-        for row in db.all(flags.where(text.contains(known_as))):
-            if row["payload"]["data"].get("call_id") in ids:
-                is_row = (delivery.message_id == row["message_id"]) & (
-                    delivery.endpoint == row["endpoint"]
-                )
-                db.run(delivery.delete().where(is_row))
+    text: Any = peewee.Cast(delivery.payload, "TEXT")
+    names_it = functools.reduce(operator.or_, (text.contains(each) for each in sorted(ids)))
+    flags = delivery.select().where((delivery.type == "flag.raised") & names_it)
+    for row in db.all(flags):
+        if row["payload"]["data"].get("call_id") in ids:
+            is_row = (delivery.message_id == row["message_id"]) & (
+                delivery.endpoint == row["endpoint"]
+            )
+            db.run(delivery.delete().where(is_row))
+
+
+# ---- live events
+
+
+def rooms(db: Database) -> list[str]:
+    """Return the refused calls whose live events are to be forgotten, perhaps again."""
+    call = tables.Call
+    rows = db.all(call.select(call.call_id).where(_EVENTS_LEFT))
+    return [row["call_id"] for row in rows]
+
+
+def rooms_forgotten(db: Database, call_ids: Sequence[str], moment: datetime) -> None:
+    """Note that events of these calls are forgotten: for good if their time is over."""
+    call = tables.Call
+    over = _EVENTS_LEFT & (call.consent_due <= moment) & (call.state != CallState.LIVE)
+    for batch in _batches(call_ids):
+        db.run(call.update(consent_due=None).where(over & call.call_id.in_(batch)))
+
+
+def forget_later(db: Database, moment: datetime) -> None:
+    """Note that live events could not be forgotten: what waits with us comes even later."""
+    call = tables.Call
+    db.run(call.update(consent_due=moment + FORGET_FOR).where(_EVENTS_LEFT))
+
+
+# ---- captures of which nobody can tell whether they may be heard
+
+
+def hold_capture(db: Database, call_id: str, moment: datetime) -> None:
+    """Note that a call's capture waits to be accepted."""
+    call = tables.Call
+    own = (call.call_id == call_id) & call.consent.is_null() & call.consent_due.is_null()
+    db.run(call.update(consent_due=moment).where(own))
+
+
+def held_captures(db: Database) -> list[str]:
+    """Return the calls whose capture waits."""
+    call = tables.Call
+    held = call.consent.is_null() & call.consent_due.is_null(False)
+    return [row["call_id"] for row in db.all(call.select(call.call_id).where(held))]
+
+
+def release_capture(db: Database, call_id: str) -> None:
+    """Note that a call's capture does not wait any more."""
+    call = tables.Call
+    own = (call.call_id == call_id) & call.consent.is_null()
+    db.run(call.update(consent_due=None).where(own))
 
 
 # ---- what is left to be deleted from the disk

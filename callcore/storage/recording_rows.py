@@ -8,7 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from callcore import tables
-from callcore.calls import CallFacts, Media, Recording, RecordingState, StepState, StepStatus
+from callcore.calls import (
+    REFUSED,
+    CallFacts,
+    Media,
+    Recording,
+    RecordingState,
+    StepState,
+    StepStatus,
+)
 from callcore.database import Database, Row
 from callcore.errors import NotFound
 from callcore.storage import call_rows
@@ -321,6 +329,15 @@ def sources(db: Database, audio_id: str) -> list[Source]:
     return [Source(**{name: row[name] for name in keep}) for row in rows]
 
 
+def forget_capture(db: Database, audio_id: str, paths: Sequence[str]) -> None:
+    """Forget the recording of what we captured of a call, and that its legs have these files."""
+    recording, leg = tables.Recording, tables.Leg
+    call_id = call_of(db, audio_id)
+    mine = (leg.call == call_id) & leg.capture_path.in_(list(paths))
+    db.run(leg.update(capture_path=None).where(mine))
+    db.run(recording.delete().where(recording.audio_id == audio_id))
+
+
 # ---- settling
 
 
@@ -581,8 +598,11 @@ def drop_audio(
     has_files = recording.audio_id.in_(media.select(media.recording)) | recording.audio_id.in_(
         named.select(named.recording)
     )
+    call = tables.Call
     old = recording.select(recording.audio_id)
     is_old = (recording.created_at < before) & recording.audio_id.not_in(open_ids)
+    # Nothing is kept of who refused analysis, and why must stay on record.
+    is_old &= recording.call.not_in(call.select(call.call_id).where(call.consent == REFUSED))
     rows = db.all(old.where(is_old & has_files).order_by(recording.created_at).limit(limit))
     ids = [row["audio_id"] for row in rows]
     found: list[list[str]] = []
@@ -611,9 +631,7 @@ def unused(db: Database, audio_id: str, paths: Iterable[str]) -> list[str]:
 
 def call_of(db: Database, audio_id: str) -> str:
     """Return the call of a recording that is there."""
-    row = db.first(tables.Recording.select().where(tables.Recording.audio_id == audio_id))
-    assert row is not None
-    return str(row["call"])
+    return str(recording_row(db, audio_id)["call"])
 
 
 def results(db: Database, audio_id: str) -> dict[str, dict[str, Any]]:

@@ -151,9 +151,9 @@ function refuse() {
   $("announcer").replaceChildren();
   $("notice").hidden = true;
   $("who").textContent = callId;
+  $("refused").hidden = false; // first: a status region that is hidden tells nobody what is put in
   $("refused").textContent =
     "The caller refused analysis. What was written here has been removed; neither text nor sound of this call is kept.";
-  $("refused").hidden = false;
   $("waiting").hidden = false;
   $("waiting").textContent = waiting();
   showCall();

@@ -92,7 +92,9 @@ def test_a_stream_that_is_refused_leaves_the_call_alone(exchange: Exchange) -> N
     exchange.asterisk.wait_idle()
     refusals = [line for line in exchange.site.lines[num_lines:] if "unregistered" in line]
     assert len(refusals) >= 2
-    assert_complete(recordings(exchange) - before, LASTS_S - 0.5)
+    new = recordings(exchange) - before
+    assert_complete(new, LASTS_S - 0.5)
+    assert_document(exchange, min(path.stem for path in new), "spool")
 
 
 def test_a_daemon_killed_in_the_middle_of_a_call_costs_only_live_words(exchange: Exchange) -> None:

@@ -13,7 +13,7 @@ from callcore.results import Segment
 from callcore.storage import Storage
 from tests.support.asterisk import Asterisk, prompts
 from tests.support.require import missing
-from tests.support.site import MODELS, Site
+from tests.support.site import MODELS, PATIENCE_S, Site
 
 
 class Exchange:
@@ -87,12 +87,15 @@ class Exchange:
         call: Call = self.site.wait(f"a call with {legs} legs, {state}", found)
         return call
 
-    def wait_document(self, call_id: str, source: str = "agi") -> dict[str, Any]:
+    def wait_document(
+        self, call_id: str, source: str = "agi", patience_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
         """Return the document of the call's recording once it is complete.
 
         Args:
             call_id: Any id of the call.
             source: A door that must have reported the recording.
+            patience_s: Bound of the wait.
         """
 
         def done() -> dict[str, Any] | None:
@@ -108,7 +111,7 @@ class Exchange:
                     return document
             return None
 
-        document: dict[str, Any] = self.site.wait("the document", done)
+        document: dict[str, Any] = self.site.wait("the document", done, patience_s)
         return document
 
     def events(self, call_id: str) -> list[dict[str, Any]]:

@@ -101,9 +101,9 @@ class Site:
         with self._process:  # closes the pipe once the child is gone
             return self._process.wait(60)
 
-    def wait(self, what: str, answer: Callable[[], Any]) -> Any:
+    def wait(self, what: str, answer: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """Return the first true value of ``answer``; fail when it does not come in time."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             value = answer()
             if value:
@@ -112,7 +112,7 @@ class Site:
                 raise AssertionError(f"callcore up ended with {self._process.returncode}")
             # Polling another process's state: there is no event of it to wait for.
             time.sleep(0.1)
-        raise AssertionError(f"waited {PATIENCE_S:g} s for: {what}")
+        raise AssertionError(f"waited {patience_s:g} s for: {what}")
 
     def get(self, path: str) -> Any:
         """Return the JSON at ``path``; None while the server cannot answer."""

@@ -43,8 +43,8 @@ def test_fifty_tapped_calls_lose_nothing(tmp_path_factory: pytest.TempPathFactor
             segments = exchange.storage.live_segments(leg.call_id)
             assert error_rates(segments, leg.leg, *WORDS) <= 0.3, segments
         served = [call for call in calls if any(leg.no_text for leg in call.legs)]
-        for call in served[:8]:  # the bench waits for all
-            heard = exchange.wait_document(call.call_id)["segments"]
+        for call in served[-8:]:  # the first ones; the bench waits for all
+            heard = exchange.wait_document(call.call_id, patience_s=600)["segments"]
             for name in ("caller", "agent"):
                 assert error_rates(heard, name, *WORDS) <= 0.3
 

@@ -163,7 +163,7 @@ def _unpacked(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _decoded(word: str) -> tuple[tuple[str, str], ...]:
     # A query makes a space of a plus.
-    plain = word.strip().replace(" ", "+").rstrip("=")
+    plain = word.replace(" ", "+").rstrip("=")
     try:
         query = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except ValueError:

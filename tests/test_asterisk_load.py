@@ -16,12 +16,14 @@ LASTS_S = 30.0
 
 
 def test_fifty_tapped_calls_lose_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with Exchange(tmp_path_factory.mktemp("x"), unregistered="refuse") as exchange:
+    folder = tmp_path_factory.mktemp("x")
+    # Asterisk and its players leave decoding a third of a core here: a third of the usual load.
+    with Exchange(folder, unregistered="refuse", live_max_load="0.3") as exchange:
         exchange.asterisk.call(
             "bridged", caller_says=SAYS, agent_says=SAYS, caller="5552000", count=CALLS, rate=5
         )
         exchange.asterisk.wait_idle(120)
-        exchange.site.wait("all calls are over", lambda: _ended(exchange) == CALLS)
+        exchange.site.wait("all calls are over", lambda: _ended(exchange) == CALLS, 600)
         calls = [exchange.storage.call(call_id) for call_id in _calls(exchange)]
         legs = [leg for call in calls for leg in call.legs]
         assert len(legs) == 2 * CALLS
@@ -43,7 +45,7 @@ def test_fifty_tapped_calls_lose_nothing(tmp_path_factory: pytest.TempPathFactor
             segments = exchange.storage.live_segments(leg.call_id)
             assert error_rates(segments, leg.leg, *WORDS) <= 0.3, segments
         served = [call for call in calls if any(leg.no_text for leg in call.legs)]
-        for call in served[-8:]:  # the first ones; the bench waits for all
+        for call in served[-4:]:  # the first ones; the bench waits for all
             heard = exchange.wait_document(call.call_id, patience_s=600)["segments"]
             for name in ("caller", "agent"):
                 assert error_rates(heard, name, *WORDS) <= 0.3

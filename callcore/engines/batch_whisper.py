@@ -14,7 +14,8 @@ import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import Segment, TranscriptionInfo
+from faster_whisper.transcribe import Segment, TranscriptionInfo, get_compression_ratio
+from faster_whisper.transcribe import Word as WhisperWord
 
 from callcore.engines import Floats, TranscribedSegment, guards
 from callcore.errors import EngineError, ModelError
@@ -25,6 +26,11 @@ _RATE = 16_000
 
 #: Text that compresses better than this is one phrase over and over.
 _COMPRESSION_RATIO = 2.4
+
+#: Segments of a window that repeats itself are believed as said again where their words are at
+#: least so sure and come no faster than people speak.
+_SURE_WORDS = 0.5
+_FASTEST_WORDS_PER_S = 5.0
 
 #: Parameters of ``WhisperModel.transcribe``.
 _PARAMETERS: dict[str, Any] = {
@@ -167,6 +173,13 @@ class BatchWhisper:
             self._model.forget()
 
 
+def _said_again(pieces: list[WhisperWord], text: str, spoken_s: float) -> bool:
+    """Tell whether a segment of a window that repeats itself sounds like one said again."""
+    sure = sum(piece.probability for piece in pieces) >= _SURE_WORDS * len(pieces)
+    slow = len(pieces) <= _FASTEST_WORDS_PER_S * spoken_s
+    return sure and slow and get_compression_ratio(text) <= _COMPRESSION_RATIO
+
+
 def _kept(
     segment: Segment, about: TranscriptionInfo, duration_s: float
 ) -> TranscribedSegment | None:
@@ -176,7 +189,8 @@ def _kept(
     kept = guards.num_words_before_loop([piece.word for piece in pieces], spoken_s)
     pieces = pieces[:kept]
     text = "".join(piece.word for piece in pieces).strip()
-    if segment.compression_ratio > _COMPRESSION_RATIO and kept == len(segment.words or []):
+    # The ratio is that of the whole window, where people and announcements may repeat themselves.
+    if segment.compression_ratio > _COMPRESSION_RATIO and not _said_again(pieces, text, spoken_s):
         return None
     if guards.invented(
         text,

@@ -137,7 +137,8 @@ class Asterisk:
     def __exit__(self, _kind: object, error: object, _trace: object) -> None:
         self.stop()
         if error is not None:
-            print(self.log("full")[-20_000:], self.log("console")[-4000:])
+            # Little of it, so that what failed can still be seen above it.
+            print(self.log("messages")[-4000:], self.log("full")[-4000:])
 
     def start(self) -> None:
         """Start it and wait until it takes calls."""

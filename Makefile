@@ -39,9 +39,11 @@ check:  ## Formatting, lint, types, import contracts and all tests
 	ruff check .
 	mypy
 	lint-imports
-	python -m pytest
+	python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not slow and not nightly"
+	@# Whole sites with real calls: side by side they would take each other's processor.
+	python -m pytest -m "slow and not nightly"
 
-nightly: .venv/dev.stamp  ## The proofs of reliability in their full sizes (an hour on two cores)
+nightly: .venv/dev.stamp  ## The proofs of reliability in full size (hours; SOAK_S=300 shortens the soak)
 	python -m pytest -m nightly -rP
 	WEB_KILLS=200 python -m pytest tests/test_doors.py -k web_process_was_killed
 	SPOOL_TORTURE_FILES=10000 python -m pytest tests/test_spool_torture.py

@@ -96,6 +96,11 @@ PROBE_UUID: Final = str(uuid.UUID(int=0))
 #: Milliseconds of one frame as Asterisk sends and expects it.
 FRAME_MS: Final = 20
 
+#: How nearly every message of a call begins: 20 ms at 8 kHz; and its bytes in all.
+_USUAL_HEADER: Final = b"\x10\x01\x40"
+_USUAL_BYTES: Final = HEADER_BYTES + 320
+_USUAL_AUDIO_BYTES: Final = 320
+
 
 @dataclass(frozen=True, slots=True)
 class UuidReceived:
@@ -180,10 +185,20 @@ class Connection:
 
     ``receive_data`` only stores. ``next_event`` tells one message at a time; ``next_batch`` tells
     the same, but audio of one kind that lies there in one piece as one event. Call either until
-    it returns ``NEED_DATA``.
+    it returns ``NEED_DATA``. ``take_frame`` is the short way for what nearly all reads bring.
     """
 
-    __slots__ = ("_at", "_changes", "_credit", "_data", "_error", "_finished", "_kind", "uuid")
+    __slots__ = (
+        "_at",
+        "_changes",
+        "_credit",
+        "_data",
+        "_error",
+        "_finished",
+        "_kind",
+        "_steady",
+        "uuid",
+    )
 
     def __init__(self) -> None:
         self._data = b""
@@ -193,11 +208,25 @@ class Connection:
         self._changes = 0
         self._credit = MAX_OTHERS * BYTES_PER_OTHER  # what such messages may still cost
         self._error: RemoteProtocolError | None = None
+        self._steady = False  # 8 kHz, and all that came was told: a usual frame changes nothing
         self.uuid: str | None = None
         """The stream's UUID, once it was received."""
 
+    def take_frame(self, data: bytes) -> bytes | None:
+        """Return the samples if the peer's bytes are one more frame of 20 ms at 8 kHz.
+
+        It tells what ``receive_data`` and ``next_event`` would, in a quarter of the time: there is
+        one such read for each frame of each leg. None if the bytes are anything else: then nothing
+        was taken, and they are for ``receive_data``.
+        """
+        if self._steady and len(data) == _USUAL_BYTES and data.startswith(_USUAL_HEADER):
+            self._credit += _USUAL_AUDIO_BYTES
+            return data[HEADER_BYTES:]
+        return None
+
     def receive_data(self, data: bytes) -> None:
         """Store bytes from the peer."""
+        self._steady = False
         if self._finished or self._error is not None:
             return  # whatever comes after the end is not kept
         if self._at == len(self._data):
@@ -279,6 +308,8 @@ class Connection:
     def _need_data(self) -> NeedData:
         if self._error is not None:
             raise self._error
+        is_told = self._at == len(self._data) and not self._finished
+        self._steady = is_told and self._kind == Kind.SLIN
         return NEED_DATA
 
     def _next_other(self, kind: int, length: int, payload: int) -> Event | NeedData:

@@ -61,6 +61,12 @@ PROBE_S = 2.0
 #: Seconds that legs get for their last words once they are ended. With the drain, the farewell and
 #: the publisher's last events that must stay under the 30 s of ``supervisor.STOP_TIMEOUT_S``.
 SEAL_S = 10.0
+#: Connections from which on the loop sleeps between its passes. Alone on a core it is quicker than
+#: they are: it would wake up for each frame, which costs more than the frame does. Fewer are no
+#: trouble, and what else waits for the loop (an answer of the decoder) is then not held up.
+MANY = 300
+#: Seconds from one of those passes to the next: frames that wait so long are taken together.
+GATHER_S = 0.004
 #: Bytes that may wait for a peer that does not read: it gets no more silence then.
 _MAX_UNREAD = 65536
 
@@ -94,6 +100,8 @@ class AudioSocketServer:
         self._changed = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._hurried = False
+        self._gathers = False
+        self._next_pass = 0.0
 
     async def start(self, address: Address) -> Address:
         """Listen, and return the address with the real port.
@@ -146,10 +154,28 @@ class AudioSocketServer:
 
     def tick(self, at: float, late_s: float = 0.0) -> None:
         """Do what is due at ``at``; ``late_s`` after it should have been done."""
+        is_stall = late_s > _STALL_S
         for peer in tuple(self.peers):
-            peer.tick(at)
-        if late_s <= _STALL_S:
+            peer.tick(at, is_stall=is_stall)
+        if not is_stall:
             self.calls.tick(at)
+        if not self._gathers and len(self.peers) >= MANY and self._closing is None:
+            self._gathers = True
+            self._gather()
+
+    def _gather(self) -> None:
+        """Hold the loop up until its next pass is due, again and again while there are many.
+
+        A pass that took longer than ``GATHER_S`` is followed by the next one at once.
+        """
+        if len(self.peers) < MANY or self._closing is not None:
+            self._gathers = False
+            return
+        wait_s = self._next_pass - time.monotonic()
+        if wait_s > 0:
+            time.sleep(wait_s)  # threads that wait for the interpreter's lock have it meanwhile
+        self._next_pass = time.monotonic() + GATHER_S
+        asyncio.get_running_loop().call_soon(self._gather)
 
     def refusal(self, host: str) -> str | None:
         """Return why one more stream from this address is too much, None if it is not."""
@@ -193,6 +219,7 @@ class Peer(asyncio.Protocol):
 
     def __init__(self, server: AudioSocketServer) -> None:
         self._server = server
+        self._clock = server.clock
         self._connection = Connection()
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._host = ""
@@ -227,7 +254,14 @@ class Peer(asyncio.Protocol):
         """Parse, and hand the audio of this moment to the leg in one piece."""
         if self._end is not None:
             return
-        at = self._heard_at = self._server.clock()
+        at = self._heard_at = self._clock()
+        samples = self._connection.take_frame(data)
+        if samples is None:
+            self._parse(data, at)
+        elif self._leg is not None:
+            self._leg.feed_frame(samples, at)
+
+    def _parse(self, data: bytes, at: float) -> None:
         connection = self._connection
         connection.receive_data(data)
         batch: list[Audio] = []
@@ -261,6 +295,7 @@ class Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Count it out; a reset is a hangup like any other."""
         self._ended("hangup")
+        self._leg = None  # which knows us: its memory must not wait for a collector
         self._server.peers.discard(self)
         # Not before: what is half-closed still holds a descriptor.
         if self._counted:
@@ -268,9 +303,17 @@ class Peer(asyncio.Protocol):
             self._server.hosts[self._host] -= 1
         self._server.changed()
 
-    def tick(self, at: float) -> None:
-        """Keep the peer alive, or end it because of the time."""
-        if self._end is not None:
+    def tick(self, at: float, *, is_stall: bool = False) -> None:
+        """Keep the peer alive, or end it because of the time.
+
+        Args:
+            at: ``clock()`` of the moment.
+            is_stall: Nothing was read for a while: what came meanwhile may be what is missed.
+        """
+        if is_stall:
+            if self._end is None and self._leg is not None and at >= self._due_at:
+                self._send_silence(at)
+        elif self._end is not None:
             if at >= self._due_at:
                 self.abort()
         elif self._is_probe:

@@ -2,10 +2,32 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from callcore import argos_packages, model_store
 from callcore.inference import EngineSpec
 from callcore.settings import Settings
+
+#: Our engines that can compute on a GPU; others are not told of the setting.
+_ON_DEVICES = (
+    "callcore.engines.batch_whisper:BatchWhisper",
+    "callcore.engines.live_whisper:LiveWhisper",
+)
+
+
+def device_options(engine: str, device: str) -> dict[str, Any]:
+    """Return the options that tell an engine to compute elsewhere than on the processor."""
+    return {"device": device} if device != "cpu" and engine in _ON_DEVICES else {}
+
+
+def endpoint_options(site: Settings) -> dict[str, Any]:
+    """Return the options of the engines that ask the transcription endpoint."""
+    return {
+        "url": site.transcription_url,
+        "model": site.transcription_model,
+        "key": site.transcription_key,
+        "connections": site.transcription_connections,
+    }
 
 
 def batch_engines(site: Settings) -> dict[str, Callable[[], EngineSpec]]:
@@ -21,8 +43,16 @@ def batch_engines(site: Settings) -> dict[str, Callable[[], EngineSpec]]:
 
     def transcriber() -> EngineSpec:
         # Several recordings take turns, window by window: a short one need not wait for a long one.
+        side_by_side = max(2, site.worker_threads)
+        if site.recordings_are_remote:
+            remote = "callcore.engines.transcription_endpoint:RecordingEndpoint"
+            return EngineSpec(remote, endpoint_options(site), threads=side_by_side)
         options = {"model": folder(site.model), "threads": cores}
-        return EngineSpec(site.transcriber, options, threads=max(2, site.worker_threads))
+        return EngineSpec(
+            site.transcriber,
+            {**options, **device_options(site.transcriber, site.device)},
+            threads=side_by_side,
+        )
 
     def translator() -> EngineSpec:
         packages = argos_packages.folder_of(site.models_dir)

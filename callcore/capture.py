@@ -1,14 +1,16 @@
 """Live legs on disk, written by one thread.
 
-The event loop only appends to a queue; the thread writes what is there four times a second. A
-sample keeps its absolute index: sample i of the leg is sample i of the file, whatever was lost
-before it. Silence is a hole in the file, so a muted hour takes no room on disk.
+The event loop only appends to a queue; the thread writes what is there four times a second, some
+legs at a time: a thousand in one go would hold the loop up for 50 ms. A sample keeps its absolute
+index: sample i of the leg is sample i of the file, whatever was lost before it. Silence is a hole
+in the file, so a muted hour takes no room on disk.
 
 A killed process leaves a file whose header says 0 bytes: ``audio.repair_wav`` makes it whole, up
 to a quarter of a second before the end.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two rounds of the writer: what a kill can cost, against 4 writes a second a leg.
 _ROUND_S = 0.25
+#: Parts of a round; each takes its share of the legs.
+_TURNS = 8
 
 #: Audio that waits for a slow disk, in bytes a leg: 64 s at 8 kHz. What comes on top is lost and
 #: reported; memory is not what a broken disk may take.
@@ -46,6 +50,7 @@ class Capture:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._max_queued_bytes = max_queued_bytes
         self._legs: set[LegCapture] = set()
+        self._turns = itertools.cycle(range(_TURNS))
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
@@ -73,6 +78,7 @@ class Capture:
             lost: Told of every span that the file does not hold.
         """
         leg = LegCapture(self, self.path_of(leg_uuid), rate, lost)
+        leg.turn = next(self._turns)
         self._legs.add(leg)
         if self._stopping:  # nobody would write it: close() must not wait for that
             leg.closed.set()
@@ -85,14 +91,19 @@ class Capture:
         self._thread.join()
 
     def _run(self) -> None:
+        turns = itertools.cycle(range(_TURNS))
         while not self._stopping:
-            self._wake.wait(_ROUND_S)
+            self._wake.wait(_ROUND_S / _TURNS)
             self._wake.clear()
-            for leg in tuple(self._legs):
-                self._work(leg)
+            self._do_turn(next(turns))
         for leg in tuple(self._legs):
             leg.closing = True
             self._work(leg)
+
+    def _do_turn(self, turn: int) -> None:
+        for leg in tuple(self._legs):
+            if leg.turn == turn or leg.closing:
+                self._work(leg)
 
     def _work(self, leg: "LegCapture") -> None:
         try:
@@ -109,7 +120,7 @@ class Capture:
         leg.closed.set()
 
     def wake(self) -> None:
-        """Begin the next round now."""
+        """Seal now the legs that are closing."""
         self._wake.set()
 
 
@@ -121,6 +132,8 @@ class LegCapture:
         """Where the audio is; final once ``close`` has returned."""
         self.ids = {"leg_uuid": path.stem}
         self.closing = False
+        self.turn = 0
+        """The part of a round that writes it."""
         self.closed = threading.Event()
         self._capture = capture
         self._rate = rate
@@ -180,6 +193,7 @@ class LegCapture:
     def discard(self) -> None:
         """Forget the leg and remove its file, if there is one yet."""
         self._discarded = True
+        self._lost = None
         self.closing = True
         self._capture.wake()
 
@@ -239,6 +253,7 @@ class LegCapture:
                 if self._fd >= 0:
                     os.close(self._fd)
                 self._give_up()
+                self._lost = None  # the leg's, whose memory must not wait for a collector
 
     def _fits(self, start: int, end: int) -> bool:
         is_current = self._restarted == self._restarts
@@ -257,8 +272,9 @@ class LegCapture:
             return
         # The gap keeps its place in the file, so that every later sample keeps its index.
         self._queue.append(self._received - start - self._silent)
-        if self._lost is not None:
-            self._lost(start, self._received, "disk too slow")
+        lost = self._lost  # it goes when another thread seals the file
+        if lost is not None:
+            lost(start, self._received, "disk too slow")
 
     def _write_queue(self) -> None:
         if self._fd < 0:
@@ -334,5 +350,6 @@ class LegCapture:
                 lost_from = num_samples = 0
             else:
                 num_samples += len(item) >> 1 if isinstance(item, bytes) else item
-        if num_samples and self._lost is not None:
-            self._lost(lost_from, lost_from + num_samples, "disk failed")
+        lost = self._lost  # it goes when the leg is discarded meanwhile
+        if num_samples and lost is not None:
+            lost(lost_from, lost_from + num_samples, "disk failed")

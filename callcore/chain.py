@@ -7,10 +7,12 @@ each second. Any of them may be killed at any moment, and any of them may be cal
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from callcore import admission, events, insights_document, settling
@@ -30,6 +32,7 @@ from callcore.document import error_of, state_of
 from callcore.errors import (
     AudioError,
     CallcoreError,
+    EngineDown,
     Fenced,
     InvalidRecording,
     MissingInput,
@@ -64,6 +67,18 @@ OTHER_RECORDING_S = 5.0
 OTHER_PATIENCE_S = 600.0
 #: Seconds after which a full disk is tried again.
 DISK_FULL_S = 30.0
+#: Seconds after which an engine that answers nobody is asked again: at least, and at most. Between
+#: them a tenth of the time that it has been waited for, since each try reads the recording first.
+ENGINE_AWAY_S = (5.0, 300.0)
+#: Seconds for which a step waits for an engine that answers nobody, as for a host that is away
+#: (``fetch.AWAY_S``): a night's outage costs nothing, and where the settings are wrong somebody is
+#: told of it the day after.
+ENGINE_PATIENCE_S = 86_400.0
+
+#: How the reason of a step that waits for an engine tells since when, to the minute. It is what the
+#: next try knows of that: any worker may make it, and running the step again forgets it.
+_SINCE = "%Y-%m-%d %H:%M"
+_ASKED_SINCE = re.compile(r"; asked in vain since (\d{4}-\d\d-\d\d \d\d:\d\d) UTC$")
 
 
 class WakesWorkers(Protocol):
@@ -167,9 +182,12 @@ class Chain:
         except SchemaError as error:
             logger.error("a step does not do what the schema says", extra={"reason": str(error)})
             return self._fail(claim, str(error), final=True)
+        except EngineDown as error:
+            # It answers nobody: the recording is not at fault, and waits until it is back.
+            return self._await_engine(claim, error)
         except CallcoreError as error:
             if self._stopping.is_set():
-                return self.ledger.postpone(claim, 0.0)
+                return self.ledger.postpone(claim, 0.0, self._reason(claim))
             logger.warning("step failed", extra={"reason": str(error)})
             return self._fail(claim, str(error))
         except Exception as error:
@@ -177,6 +195,30 @@ class Chain:
             # their numbers, so it goes neither on record nor into the log.
             logger.error("step failed", extra={"error": frames(error)})
             return self._fail(claim, f"{type(error).__name__}; the log of the worker tells more")
+
+    def _await_engine(self, claim: Claim, error: EngineDown) -> Outcome:
+        """Let a step wait for an engine that answers nobody; after a day of that it has failed."""
+        moment = self._storage.clock()
+        before = _ASKED_SINCE.search(self._reason(claim) or "")
+        since = datetime.strptime(before[1], _SINCE).replace(tzinfo=UTC) if before else moment
+        waited_s = (moment - since).total_seconds()
+        if waited_s >= ENGINE_PATIENCE_S:
+            logger.error("an engine is not waited for any longer", extra={"reason": str(error)})
+            advice = (
+                f"it has answered nobody for {ENGINE_PATIENCE_S / 3600:g} hours. "
+                "`callcore doctor` tells what to mend; then run this again"
+            )
+            return self._fail(claim, f"{error}; {advice}", final=True)
+        logger.warning("an engine is away", extra={"reason": str(error)})
+        least_s, most_s = ENGINE_AWAY_S
+        wait_s = max(error.retry_after_s, least_s, min(waited_s / 10, most_s))
+        reason = f"{error}; asked in vain since {since.astimezone(UTC):{_SINCE}} UTC"
+        return self.ledger.postpone(claim, 0.0 if self._stopping.is_set() else wait_s, reason)
+
+    def _reason(self, claim: Claim) -> str | None:
+        """Return why a step waited before this try, None if it did not."""
+        steps = self._storage.steps(claim.audio_id)
+        return next((each.error for each in steps if each.name == claim.step), None)
 
     def _fail(
         self,
@@ -516,10 +558,7 @@ class Chain:
         if outcome.state == StepState.DONE:
             self._publish(claim, "step.finished", ms=outcome.ms)
         elif outcome.state == StepState.FAILED:
-            error = next(
-                (s.error for s in self._storage.steps(claim.audio_id) if s.name == claim.step), None
-            )
-            self._publish(claim, "step.failed", ms=outcome.ms, error=error)
+            self._publish(claim, "step.failed", ms=outcome.ms, error=self._reason(claim))
         if outcome.over:
             steps = self._storage.steps(claim.audio_id)
             self._publish(claim, _kind_of(state_of(steps)), error=error_of(steps))

@@ -83,6 +83,8 @@ class SpeechEnded:
     """Sample index after its last window of speech."""
     num_speech: int
     """Samples in it that were speech."""
+    is_cut: bool = False
+    """Whether it got too long: whoever spoke may speak on."""
 
 
 EndpointEvent = SpeechStarted | SpeechPaused | SpeechResumed | SpeechEnded
@@ -239,7 +241,7 @@ class Endpointer:
         last_speech = max((i for i in range(keep) if windows[i].speech), default=keep - 1)
         num_speech = sum(each.speech for each in windows[:keep]) * self.config.window
         speech_end = cut - (keep - 1 - last_speech) * self.config.window
-        ended = SpeechEnded(self._next, self._start, cut, speech_end, num_speech)
+        ended = SpeechEnded(self._next, self._start, cut, speech_end, num_speech, True)
         rest = windows[keep:]
         self._next += 1
         self._free_from = cut

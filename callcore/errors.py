@@ -11,6 +11,9 @@ CallcoreError
 ├── DownloadError(host)              a file could not be had from there; another source may have it
 ├── FetchError(host)                 a recording was refused, or did not come from its host
 ├── EngineError(engine)              an engine failed or its process died: retried
+│   ├── EngineDied                   its process died before it answered
+│   ├── EngineNotLoaded              its process lives and cannot load it; the next call tries again
+│   └── EngineDown(retry_after_s)    it answers nobody for a while: the work is kept
 ├── StepError(step, audio_id)        one step of a recording failed
 │   ├── MissingInput                 a result that the step needs is not there
 │   └── Fenced                       another worker took the step over: this one's work is void
@@ -116,6 +119,32 @@ class EngineError(CallcoreError):
     def __reduce__(self) -> tuple[type["EngineError"], tuple[str, str]]:
         """Keep both arguments when the error crosses a process boundary."""
         return type(self), (self.engine, self.message)
+
+
+class EngineDied(EngineError):
+    """The process of an engine died before it answered."""
+
+
+class EngineNotLoaded(EngineError):
+    """The process of an engine lives and cannot load it; the next call tries again."""
+
+
+class EngineDown(EngineError):
+    """An engine cannot answer anybody for now, so that the work is not at fault: it is kept.
+
+    Args:
+        engine: Name of the engine.
+        message: What happened, without words of a call.
+        retry_after_s: Seconds until it is worth asking again.
+    """
+
+    def __init__(self, engine: str, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(engine, message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["EngineDown"], tuple[str, str, float]]:  # type: ignore[override]
+        """Keep every argument when the error crosses a process boundary."""
+        return type(self), (self.engine, self.message, self.retry_after_s)
 
 
 class StepError(CallcoreError):

@@ -57,6 +57,14 @@ class Agreement:
         self.text = text
         return stable
 
-    def revised(self, text: str) -> bool:
-        """Return whether the final text changes a word that was called stable."""
-        return self._broken or num_common(self._promised, text.split()) < len(self._promised)
+    def revised(self, text: str, *, is_cut: bool = False) -> bool:
+        """Return whether the final text changes a word that was called stable.
+
+        Args:
+            text: Of the final.
+            is_cut: Whether words that were heard after the end of a cut utterance are the next
+                one's.
+        """
+        words = text.split()
+        promised = self._promised[: len(words)] if is_cut else self._promised
+        return self._broken or num_common(promised, words) < len(promised)

@@ -27,7 +27,7 @@ from typing import Any
 
 import callcore
 from callcore import log
-from callcore.errors import EngineError
+from callcore.errors import EngineDied, EngineError
 from callcore.inference_wire import ATTRIBUTES, EngineSpec, Wire
 
 __all__ = ["EngineSpec", "InferenceProcess"]
@@ -299,7 +299,7 @@ class InferenceProcess:
             lost, self._waiting = self._waiting, {}
         outbox.put(None)
         for request in lost.values():
-            request.answer("error", EngineError(request.engine, "its process died"))
+            request.answer("error", EngineDied(request.engine, "its process died"))
 
     def _write(self, wire: Wire, outbox: "queue.SimpleQueue[tuple[Any, ...] | None]") -> None:
         with contextlib.suppress(OSError):
@@ -361,4 +361,7 @@ def _child_environment() -> dict[str, str]:
         # Engines count their threads themselves; numpy's own would spin beside them.
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # A remote engine waits for the resolver without a limit of its own: dead name servers must
+        # not take as long as a process that hangs.
+        "RES_OPTIONS": os.environ.get("RES_OPTIONS", "timeout:2 attempts:1"),
     }

@@ -8,20 +8,25 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from callcore import log
+from callcore import heap, log
 from callcore.engines import load
-from callcore.errors import CallcoreError, EngineError
+from callcore.errors import CallcoreError, EngineDown, EngineError, EngineNotLoaded
 from callcore.inference_wire import ATTRIBUTES, EngineSpec, Wire
 
 # Not __name__: that is ``__main__`` here.
 logger = logging.getLogger("callcore.inference_child")
+
+
+#: Takes what an engine raised, and as which error the caller gets it.
+_Failed = Callable[[Exception, type[EngineError]], None]
 
 
 class _Host:
@@ -30,33 +35,43 @@ class _Host:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._pool = ThreadPoolExecutor(spec.threads, thread_name_prefix=spec.path)
-        self._engine: Future[Any] = self._pool.submit(self._load)
+        self._engine: Any = None
+        self._loading = threading.Lock()
+        self.submit(lambda engine: None, lambda error, kind: None)
 
-    def _load(self) -> Any:
-        started = time.monotonic()
-        engine = load(self._spec.path)(**self._spec.options)
-        took_ms = round((time.monotonic() - started) * 1000)
-        logger.info("engine loaded", extra={"engine": self._spec.path, "ms": took_ms})
-        return engine
+    def _loaded(self) -> Any:
+        """Return the engine; what kept it from being loaded before may have passed."""
+        with self._loading:
+            if self._engine is None:
+                started = time.monotonic()
+                self._engine = load(self._spec.path)(**self._spec.options)
+                took_ms = round((time.monotonic() - started) * 1000)
+                logger.info("engine loaded", extra={"engine": self._spec.path, "ms": took_ms})
+            return self._engine
 
-    def submit(self, serve: Callable[[Any], None], failed: Callable[[Exception], None]) -> None:
+    def submit(self, serve: Callable[[Any], None], failed: _Failed) -> None:
         """Run ``serve(engine)`` on one of the threads, or ``failed`` with why it cannot."""
 
         def run() -> None:
+            kind: type[EngineError] = EngineNotLoaded
             try:
-                serve(self._engine.result())
+                engine = self._loaded()
+                kind = EngineError
+                serve(engine)
             except Exception as error:
                 # Without the exception's text: it may repeat what the engine was working on.
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                logger.warning(
-                    "engine failed",
+                # Whoever asked tells of an outage once, not at every look whether it is over.
+                logger.log(
+                    logging.DEBUG if isinstance(error, EngineDown) else logging.WARNING,
+                    "engine failed" if kind is EngineError else "engine cannot be loaded",
                     extra={
                         "engine": self._spec.path,
                         "error": type(error).__name__,
                         "at": f"{Path(where.filename).name}:{where.lineno}",
                     },
                 )
-                failed(error)
+                failed(error, kind)
 
         self._pool.submit(run)
 
@@ -83,14 +98,14 @@ class _Child:
         method, arguments = call
         host = self._hosts.get(engine)
 
-        def failed(error: Exception) -> None:
-            self._send(request_id, "error", _as_engine_error(engine, error))
+        def failed(error: Exception, kind: type[EngineError]) -> None:
+            self._send(request_id, "error", _as_engine_error(engine, error, kind))
 
         def serve(instance: Any) -> None:
             self._serve(request_id, instance, method, arguments)
 
         if host is None:
-            failed(EngineError(engine, "there is no such engine"))
+            failed(EngineError(engine, "there is no such engine"), EngineError)
         else:
             host.submit(serve, failed)
 
@@ -116,12 +131,12 @@ class _Child:
             os._exit(0)  # the parent has gone
 
 
-def _as_engine_error(engine: str, error: Exception) -> EngineError:
-    if isinstance(error, EngineError):
+def _as_engine_error(engine: str, error: Exception, kind: type[EngineError]) -> EngineError:
+    if isinstance(error, EngineError) and kind is EngineError:
         return error
     detail = str(error) if isinstance(error, CallcoreError | OSError | RuntimeError) else ""
     # Texts of other exceptions may repeat what an engine was working on.
-    return EngineError(engine, detail or type(error).__name__)
+    return kind(engine, detail or type(error).__name__)
 
 
 def main(fd: int) -> None:
@@ -134,6 +149,7 @@ def main(fd: int) -> None:
         engines, nice, *log_style = wire.receive()
         log.configure(*log_style)
         os.nice(nice)
+        heap.keep_small()
         child = _Child(wire, engines)
         while True:
             child.dispatch(*wire.receive())

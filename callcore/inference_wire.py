@@ -36,6 +36,8 @@ class EngineSpec:
     """Keyword arguments of its constructor; they are pickled."""
     threads: int = 1
     """Calls that it answers side by side."""
+    max_batch: int | None = None
+    """Live decoders: jobs of one call at most; None: as many as whoever asks it thinks best."""
 
 
 class Wire:

@@ -27,13 +27,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from callcore import audio, events, log
-from callcore.audiosocket import Audio
+from callcore.audiosocket import Audio, Kind
+from callcore.call_language import CallLanguage
 from callcore.calls import Call, Leg, now
 from callcore.capture import Capture
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.errors import Refused
 from callcore.live_records import Records
-from callcore.recognizer import LegRecognition, Recognizer
+from callcore.recognizer import LegRecognition, Recognizer, RefusedText
 from callcore.results import Segment
 from callcore.ringbuffer import RingBuffer
 from callcore.settings import Settings
@@ -55,9 +56,15 @@ _QUIET_SAMPLES = 3 * LIVE_RATE // 10
 #: Seconds that a leg's audio may be ahead of the clock: who sends faster than people speak is no
 #: telephone. Audio that comes after all, once ticks have filled its time with silence, counts too.
 MAX_AHEAD_S = 60
+_MOST_AHEAD = -MAX_AHEAD_S * LIVE_RATE
 
 #: What people are told where a leg was refused recognition.
-NO_TEXT = "too many calls at once: its text comes from the recording"
+NO_TEXT = {
+    RefusedText.BUSY: "too many calls at once",
+    RefusedText.DOWN: "speech recognition does not answer",
+}
+#: What follows where the leg is captured.
+TEXT_LATER = "; its text comes from the recording"
 
 
 class EventSink(Protocol):
@@ -72,6 +79,9 @@ class EventSink(Protocol):
 
 class Membership(Protocol):
     """A call that counts its legs: ``session.CallSession``."""
+
+    language: CallLanguage
+    behind: set[str]
 
     def joined(self) -> None:
         """Count a leg in."""
@@ -124,21 +134,20 @@ class LegSession:
         """The same as a date."""
         self.frames = 0
         """Messages of audio received."""
-        self.received_samples = 0
-        """Samples received, at 8 kHz."""
         self.filled_samples = 0
         """Samples of silence put where nothing came."""
         self.finals = 0
         """Finals stored."""
         self._calls = calls
         self._refuse = refuse
-        self._left = left
+        self._is_right = left is not None
         self._right: LegSession | None = None
         self._splitter: Splitter | None = None
         self._early_audio = EarlyAudio() if left is None else None
+        self._is_steady = False  # one channel for certain: a frame may go the short way
         self._clock = calls.clock
         self._end = 0  # absolute index after the newest sample
-        self._ring: RingBuffer | None = RingBuffer(RING_S * LIVE_RATE)
+        self._ring = self._new_ring()
         self._capture = None
         if calls.capture is not None:
             self._capture = calls.capture.open_leg(
@@ -156,6 +165,30 @@ class LegSession:
 
     # What the connection calls, on the event loop: memory only.
 
+    def feed_frame(self, samples: bytes, at: float) -> None:
+        """Take one message of audio at 8 kHz: ``feed`` for what nearly all reads bring.
+
+        Args:
+            samples: int16, little-endian.
+            at: ``clock()`` of the moment when it was received.
+        """
+        num_samples = len(samples) >> 1
+        gap = int((at - self.arrived) * LIVE_RATE) - self._end - num_samples
+        if not self._is_steady or not _MOST_AHEAD < gap <= _GAP_SAMPLES:
+            self.feed([Audio(Kind.SLIN, LIVE_RATE, samples)], at)
+            return
+        self.frames += 1
+        self._end += num_samples
+        try:
+            if self._capture is not None:
+                self._capture.write(samples)
+            if self._ring is not None:
+                self._ring.append(samples)
+        except Exception:
+            # As in ``_take``.
+            logger.exception("a leg's audio failed", extra={"leg_uuid": self.uuid})
+            self._stop_recognition()
+
     def feed(self, batch: list[Audio], at: float) -> None:
         """Take all audio that was received at one moment.
 
@@ -164,14 +197,19 @@ class LegSession:
                 a batch holds the stalled time, so that none of it is taken for silence.
             at: ``clock()`` of the moment.
         """
-        if self._early_audio is not None:
-            self._early_audio.keep(batch, at)
-        if self._splitter is None:
-            self._take(batch, at)
+        right: list[Audio] = []
+        try:
+            if self._early_audio is not None:
+                self._early_audio.keep(batch, at)
+            if self._splitter is not None:
+                batch, right = self._splitter.split(batch)
+        except Exception:
+            # As in ``_take``. What follows is heard, if its channel is known.
+            logger.exception("a leg's audio failed", extra={"leg_uuid": self.uuid})
+            self._stop_recognition()
             return
-        left, right = self._splitter.split(batch)
-        self._take(left, at)
-        if self._right is not None and not self._right._reason.done():
+        self._take(batch, at)
+        if right and self._right is not None and not self._right._reason.done():
             self._right.feed(right, at)
 
     def _take(self, batch: list[Audio], at: float) -> None:
@@ -183,7 +221,6 @@ class LegSession:
                 return
             if gap > _GAP_SAMPLES:
                 self._fill(gap)
-            self.received_samples += num_samples
             for part in samples:
                 self._end += len(part) >> 1
                 if self._capture is not None:
@@ -195,6 +232,11 @@ class LegSession:
             logger.exception("a leg's audio failed", extra={"leg_uuid": self.uuid})
             self._stop_recognition()
 
+    @property
+    def received_samples(self) -> int:
+        """Samples received, at 8 kHz."""
+        return self._end - self.filled_samples
+
     def _gap(self, at: float) -> int:
         """Return the samples by which the leg is behind the clock."""
         return int((at - self.arrived) * LIVE_RATE) - self._end
@@ -204,7 +246,7 @@ class LegSession:
         if self._early_audio is not None:
             # It may have two channels: then half the samples are its time.
             gap += (self.received_samples + num_samples) // 2
-        if gap >= -MAX_AHEAD_S * LIVE_RATE:
+        if gap >= _MOST_AHEAD:
             return False
         self._let_go("too-fast")
         return True
@@ -296,8 +338,23 @@ class LegSession:
         )
         self._finals.put_nowait((segment, self._clock()))
 
+    def lost(self, start: int, end: int, reason: str) -> None:
+        """Publish that words are missing; the recording may still have them."""
+        self._lost(start, end, reason)
+
     def lag(self, lag_s: float, state: str) -> None:
-        """Publish that the text is late, or on time again."""
+        """Publish that the call's text is late, or that no leg's is any more."""
+        assert self._leg is not None
+        behind = self._calls.call_of(self._leg).behind
+        if state == "behind":
+            known = bool(behind)
+            behind.add(self.uuid)
+            if known:
+                return  # by the leg that has been behind for longer
+        else:
+            behind.discard(self.uuid)
+            if behind:
+                return
         self._publish("lag.updated", lag_s=round(lag_s, 3), state=state)
 
     # The leg's life.
@@ -314,6 +371,11 @@ class LegSession:
             if self._capture is not None:
                 await self._capture.close()
             raise
+        finally:
+            # Who knows us and whom we know: memory must not wait for a collector, which comes
+            # seldom to a process that lives long.
+            self._refuse = nobody
+            self._right = None
 
     async def _register(self) -> tuple[Leg, Call] | None:
         with log.call_context(leg_uuid=self.uuid):
@@ -322,7 +384,11 @@ class LegSession:
             except Refused as error:
                 logger.warning("stream refused", extra={"code": error.code})
                 self._discard_capture()
+                self._stop_recognition()
+                self._early_audio = None
                 self._refuse(error.code)
+                # The future that brought the error keeps it, and its frames hold us.
+                error.__traceback__ = None
                 return None
 
     async def _see_through(self, leg: Leg, call: Call) -> None:
@@ -335,6 +401,8 @@ class LegSession:
                 await self._begin_recognition(leg)
                 reason = await self._until_ended()
             finally:
+                if self.uuid in session.behind:
+                    self.lag(0.0, "ok")
                 session.left(reason)
 
     def _know_channels(self, leg: Leg) -> None:
@@ -343,6 +411,7 @@ class LegSession:
         if early is None:  # a right channel itself
             return
         if leg.right_uuid is None:
+            self._is_steady = True
             self._too_fast(self._gap(self._clock()), 0)
             return
         try:
@@ -364,11 +433,15 @@ class LegSession:
 
     def _begin_again(self) -> None:
         """Throw away what was taken for one channel."""
-        self.frames = self.received_samples = self.filled_samples = self._end = 0
+        self.frames = self.filled_samples = self._end = 0
         self._resampler = None
-        self._ring = RingBuffer(RING_S * LIVE_RATE)
+        self._ring = self._new_ring()
         if self._capture is not None:
             self._capture.restart()
+
+    def _new_ring(self) -> RingBuffer | None:
+        """Return a ring for recognition; nobody else reads it."""
+        return RingBuffer(RING_S * LIVE_RATE) if self._calls.recognizer is not None else None
 
     def _lose_until(self, at: float) -> None:
         """Put silence where early audio was too much to be kept, and say so."""
@@ -390,7 +463,7 @@ class LegSession:
         if self._refused:
             return
         started = [other for other in call.legs if other.started_at]
-        if self._left is None and all(_order(leg) <= _order(other) for other in started):
+        if not self._is_right and all(_order(leg) <= _order(other) for other in started):
             self._publish("call.started", **_call_fields(call))
         self._publish("leg.started", leg=leg.leg, uuid=leg.uuid)
         for event_type, fields in self._early:
@@ -403,25 +476,32 @@ class LegSession:
             return
         try:
             language = leg.language or self._calls.settings.language
-            self._recognition = self._calls.recognizer.open_leg(
+            opened = self._calls.recognizer.open_leg(
                 self._ring,
                 self,
                 language=None if language == "auto" else language,
                 spill=self._capture.read if self._capture is not None else None,
+                call_language=self._calls.call_of(leg).language,
             )
         except Exception:
             # A leg without words is still captured, and its recording is transcribed.
             logger.exception("recognition of a leg cannot start")
+            opened = RefusedText.DOWN
+        if isinstance(opened, RefusedText):
+            await self._go_without_text(opened)
         else:
-            if self._recognition is None:
-                await self._go_without_text()
+            self._recognition = opened
 
-    async def _go_without_text(self) -> None:
+    async def _go_without_text(self, refused: RefusedText) -> None:
         self._ring = None
-        logger.warning("leg gets no live text: too many calls at once")
+        why = NO_TEXT[refused]
+        logger.warning("leg gets no live text", extra={"reason": why})
+        if self._capture is not None:
+            why += TEXT_LATER
+        is_down = refused is RefusedText.DOWN
         try:
             # Stored before it is published, as finals are.
-            await self._calls.records.note_no_text(self.uuid, NO_TEXT)
+            await self._calls.records.note_no_text(self.uuid, why, is_down=is_down)
         except Exception:
             # People do not learn why there is no text; the leg must go on.
             logger.exception("why a leg has no text cannot be stored")

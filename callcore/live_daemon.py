@@ -6,16 +6,21 @@ import gc
 import logging
 import resource
 import signal
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 
-from callcore import model_store
+from callcore import heap, model_store
 from callcore.audiosocket_server import AudioSocketServer
+from callcore.batch_engines import device_options, endpoint_options
 from callcore.bus import Publisher, RedisBus
 from callcore.capture import Capture
 from callcore.inference import EngineSpec, InferenceProcess
 from callcore.jobs import Waker
 from callcore.live_records import Records
-from callcore.recognizer import Recognizer, RecognizerConfig
+from callcore.loop_lag import LoopLag
+from callcore.recognizer import Recognizer
+from callcore.recognizer_config import RecognizerConfig
 from callcore.session import LiveCalls
 from callcore.settings import Settings, broker_url
 from callcore.storage import Storage
@@ -29,31 +34,60 @@ SWEEP_S = 5.0
 NICENESS = 5
 #: Seconds between looks for calls whose callers refused analysis.
 REFUSALS_S = 0.5
+#: Seconds for which a busy thread keeps the interpreter's lock while the event loop waits for it;
+#: the interpreter's own 5 ms are paid for each frame that comes while a thread reads the database.
+SWITCH_S = 0.0005
+#: Seconds of one thread that a second of a leg costs where somebody never pauses: measured with
+#: tiny and base, reckoned by their size for larger ones; and of one connection to an endpoint.
+_TINY_LEG, _BASE_LEG, _LARGE_LEG, _REMOTE_LEG = 0.05, 0.12, 0.35, 0.2
+_LARGE = ("small", "medium", "large", "turbo")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, config: RecognizerConfig | None = None) -> None:
     """Receive calls until SIGTERM or SIGINT; a second signal ends the draining.
+
+    Args:
+        settings: Of the site.
+        config: When what is decoded; what the settings say of it they say.
 
     Raises:
         CallcoreError: If the database is not migrated, or a model is missing.
         OSError: If the address is in use.
     """
     raise_file_limit()
-    parts = _build(settings)
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        await _serve(settings, config or RecognizerConfig())
+    finally:
+        sys.setswitchinterval(switch_s)
+
+
+async def _serve(settings: Settings, config: RecognizerConfig) -> None:
+    parts = _build(settings, config)
     calls = LiveCalls(settings, parts.records, parts.publisher, parts.capture, parts.recognizer)
     server = AudioSocketServer(settings, calls)
+    lag = LoopLag()
     try:
         if parts.inference is not None and parts.recognizer is not None:
             parts.inference.start()
             await parts.recognizer.start()
         await server.start(settings.audiosocket_bind)
+        lag.start()
         calls.spawn(_keep_house(calls))
         calls.spawn(_heed_refusals(calls))
         await _run_until_signal(server, settings.drain_s)
     finally:
         await server.close()
+        lag.stop()
         await _close(parts)
-        logger.info("stopped", extra={"connections": dict(server.counts)})
+        logger.info(
+            "stopped",
+            extra={
+                "connections": dict(server.counts),
+                "loop_lag_p99_ms": lag.percentile_ms(0.99),
+            },
+        )
 
 
 async def _run_until_signal(server: AudioSocketServer, drain_s: float) -> None:
@@ -72,6 +106,7 @@ async def _run_until_signal(server: AudioSocketServer, drain_s: float) -> None:
         # What is made from here on is short-lived: the collector need not look at modules again.
         gc.collect()
         gc.freeze()
+        heap.keep_small()
         await stopping.wait()
         logger.info("draining", extra={"drain_s": drain_s})
         await server.close(drain_s)
@@ -130,8 +165,15 @@ def live_engines(settings: Settings) -> dict[str, EngineSpec]:
         return str(model_store.find(settings.models_dir, model))
 
     def transcriber(model: str) -> EngineSpec:
+        if settings.live_is_remote:
+            # One endpoint for all languages: equal specs are one engine.
+            remote = "callcore.engines.transcription_endpoint:LiveEndpoint"
+            connections = settings.transcription_connections
+            # A request takes one job: in a batch each would wait for the slowest, and fail with it.
+            return EngineSpec(remote, endpoint_options(settings), connections, max_batch=1)
         threads = settings.live_threads
         options = {"model": folder(model), "threads": threads}
+        options |= device_options(settings.live_transcriber, settings.device)
         return EngineSpec(settings.live_transcriber, options, threads)
 
     return {
@@ -155,7 +197,7 @@ class _Parts:
     waker: Waker
 
 
-def _build(settings: Settings) -> _Parts:
+def _build(settings: Settings, config: RecognizerConfig) -> _Parts:
     storage = Storage(settings.database_url)
     storage.check_migrated()
     inference: InferenceProcess | None = None
@@ -164,7 +206,7 @@ def _build(settings: Settings) -> _Parts:
     bus = RedisBus(broker_url(settings))
     waker = Waker(settings)
     return _Parts(
-        recognizer=_recognizer(settings, inference) if inference is not None else None,
+        recognizer=_recognizer(settings, config, inference) if inference is not None else None,
         inference=inference,
         capture=Capture(settings.audio_dir) if settings.capture != "off" else None,
         publisher=Publisher(bus),
@@ -175,9 +217,35 @@ def _build(settings: Settings) -> _Parts:
     )
 
 
-def _recognizer(settings: Settings, inference: InferenceProcess) -> Recognizer:
-    config = RecognizerConfig(max_load=settings.live_max_load)
-    return Recognizer(inference, config=config)
+def _recognizer(
+    settings: Settings, config: RecognizerConfig, inference: InferenceProcess
+) -> Recognizer:
+    models = {
+        "live": settings.live_model,
+        "live_multilingual": settings.live_model_multilingual,
+    }
+    remote = models if settings.live_is_remote else ()
+    told = replace(
+        config,
+        max_load=settings.live_max_load,
+        leg_costs={
+            engine: _REMOTE_LEG if remote else leg_cost(model) for engine, model in models.items()
+        },
+        remote=frozenset(remote),
+    )
+    return Recognizer(inference, config=told)
+
+
+def leg_cost(model: str) -> float:
+    """Return what a leg is taken to cost until it was measured: ``RecognizerConfig.leg_cost``.
+
+    Args:
+        model: Name or folder of a Whisper model.
+    """
+    name = PurePath(model).name
+    if "tiny" in name:
+        return _TINY_LEG
+    return _LARGE_LEG if any(size in name for size in _LARGE) else _BASE_LEG
 
 
 async def _close(parts: _Parts) -> None:

@@ -118,9 +118,17 @@ class LoadMeter:
         Args:
             opened: When the open legs were opened.
         """
+        return self.expected(opened) + self.leg_cost
+
+    def expected(self, opened: Iterable[float]) -> float:
+        """Return the load with the open legs alone; it may be more than 1.
+
+        Args:
+            opened: When the open legs were opened.
+        """
         now = self._newest.at
         unseen = sum(max(0.0, 1.0 - (now - at) / self.window_s) for at in opened)
-        return self.needed_load + (unseen + 1.0) * self.leg_cost
+        return self.needed_load + unseen * self.leg_cost
 
     def _before(self) -> tuple[Reading, float]:
         """Return the newest reading that is a window old, and the seconds since.
@@ -152,15 +160,18 @@ class Admission:
         self._max_load = max_load
         self._refusing = False
 
-    def admits(self, opened: list[float]) -> bool:
+    def admits(self, opened: list[float], beside: float = 0.0, *, in_use: bool = False) -> bool:
         """Return whether a leg may be opened now, after ``meter.note``.
 
-        A decoder without legs takes one whatever it would cost.
+        Cores without legs take one whatever it would cost.
 
         Args:
             opened: When the open legs were opened.
+            beside: Load that other decoders put on the same cores.
+            in_use: Whether those have legs.
         """
         limit = self._max_load * (_RELAXED if self._refusing else 1.0)
         # What a sum of shares is off by is no reason to refuse a leg.
-        self._refusing = bool(opened) and self.meter.predicted(opened) > limit + 1e-9
+        predicted = beside + self.meter.predicted(opened)
+        self._refusing = (bool(opened) or in_use) and predicted > limit + 1e-9
         return not self._refusing

@@ -1,6 +1,7 @@
 """What live calls ask of the database: in one thread, again and again until it answers."""
 
 import asyncio
+import dataclasses
 import logging
 import queue
 import threading
@@ -18,6 +19,7 @@ from callcore import intake
 from callcore.calls import Call, CallState, Leg, LegState
 from callcore.errors import Refused
 from callcore.intake import Accepted
+from callcore.live_figures import LiveFigures
 from callcore.results import Segment
 from callcore.settings import Settings
 from callcore.storage import Storage
@@ -56,6 +58,7 @@ class Records:
         # One thread: SQLite has one writer anyway, and the finals of a leg keep their order.
         self._thread = _Thread("storage")
         self._give_up_at = float("inf")
+        self._figures = LiveFigures()
 
     async def open_leg(self, leg_uuid: str, at: datetime) -> tuple[Leg, Call]:
         """Return the leg of that UUID, now live, and its call.
@@ -82,7 +85,9 @@ class Records:
                 leg = found
             return leg, self._storage.call(leg.call_id)
 
-        return await self._done(work)
+        opened = await self._done(work)
+        self._figures.legs += 1
+        return opened
 
     async def add_segment(self, call_id: str, segment: Segment) -> None:
         """Store a final.
@@ -91,9 +96,20 @@ class Records:
             Refused: ``consent-refused``.
         """
         await self._done(partial(self._storage.add_live_segment, call_id, segment))
+        self._figures.finals += 1
 
-    async def note_no_text(self, leg_uuid: str, reason: str) -> None:
-        """Store why a leg has no live text, for people."""
+    async def note_no_text(self, leg_uuid: str, reason: str, *, is_down: bool = False) -> None:
+        """Store why a leg has no live text, for people.
+
+        Args:
+            leg_uuid: 36 characters.
+            reason: What people read.
+            is_down: Speech recognition does not answer; else it has no room.
+        """
+        if is_down:
+            self._figures.refused_down += 1
+        else:
+            self._figures.refused += 1
         await self._done(partial(self._storage.note_no_text, leg_uuid, reason))
 
     async def end_leg(self, leg_uuid: str, reason: str, capture_path: Path | None) -> None:
@@ -171,13 +187,24 @@ class Records:
         await self._wake(accepted)
         return calls
 
-    async def live_calls(self) -> list[Call]:
-        """Return the calls that are live on any daemon."""
-        return await self._done(self._storage.live_calls)
+    async def silent_calls(self) -> list[Call]:
+        """Return the live calls that have no stream on any daemon now."""
+        return await self._done(self._storage.silent_calls)
 
-    async def note_alive(self, load: float | None = None) -> None:
-        """Store a sign of life of this daemon, and how busy live calls keep its decoder."""
-        await self._done(partial(self._storage.note_daemon, self._settings.daemon_name, load))
+    async def note_alive(
+        self, load: float | None = None, behind_s: float = 0.0, shed: int = 0
+    ) -> None:
+        """Store a sign of life of this daemon, and how busy live calls keep its decoder.
+
+        Args:
+            load: Share of the decoder's time; None if nothing is recognised.
+            behind_s: As in ``LiveFigures``.
+            shed: As in ``LiveFigures``.
+        """
+        self._figures.behind_s, self._figures.shed = round(behind_s, 3), shed
+        told = dataclasses.replace(self._figures)  # it is stored in another thread
+        name = self._settings.daemon_name
+        await self._done(partial(self._storage.note_daemon, name, load, told))
 
     async def other_daemons(self) -> dict[str, datetime | None]:
         """Return the other daemons that have live legs, each with its last sign of life."""

@@ -174,10 +174,11 @@ def origins(environ: Mapping[str, str] | None = None) -> Origins:
 
 def used(settings: Settings) -> tuple[str, ...]:
     """Return the names of the models that these settings need, each once."""
+    # What the transcription endpoint does needs no model here.
+    live = (settings.live_model, settings.live_model_multilingual)
     names = (
-        settings.live_model,
-        settings.live_model_multilingual,
-        settings.model,
+        *(() if settings.live_is_remote else live),
+        *(() if settings.recordings_are_remote else (settings.model,)),
         SPEECH_MODEL,
         settings.embedding_model,
         *(model for _, model in settings.entity_models),

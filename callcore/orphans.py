@@ -61,7 +61,7 @@ class Orphans:
             known: The calls that somebody else ends.
             idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
         """
-        for call in await self._records.live_calls():
+        for call in await self._records.silent_calls():
             if call.call_id not in known and _idle_s(call) > idle_s:
                 await self._end_call(call.call_id, "daemon_lost")
 

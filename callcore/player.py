@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import sys
+import time
 import uuid
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,22 @@ class PlayedLeg:
     """Messages of audio sent."""
     seconds: float
     """Wall-clock seconds from the first frame to the last."""
+    complete: bool
+    """False where the daemon closed the connection before the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """How one stream went."""
+
+    frames: int
+    """Messages of audio sent."""
+    began_at: float
+    """Unix time of the first of them."""
+    seconds: float
+    """Wall-clock seconds from the first to the last."""
+    late_frames: int
+    """Messages that were sent more than a frame's time after they were due."""
     complete: bool
     """False where the daemon closed the connection before the end."""
 
@@ -106,10 +123,14 @@ async def play(
     if register:
         await _register(settings, call_id, tracks, language)
     address = to or settings.audiosocket_bind
-    played = [_play_track(track, address, rate, reset) for track in tracks]
+    streams = [
+        stream(track.uuid, track.samples, address, rate=rate, reset=reset) for track in tracks
+    ]
     return [
-        PlayedLeg(str(track.uuid), call_id, track.leg, file, frames, seconds, complete)
-        for track, (frames, seconds, complete) in zip(tracks, await _all(played), strict=True)
+        PlayedLeg(
+            str(track.uuid), call_id, track.leg, file, sent.frames, sent.seconds, sent.complete
+        )
+        for track, sent in zip(tracks, await _all(streams), strict=True)
     ]
 
 
@@ -250,11 +271,22 @@ async def _all(work: Sequence[Awaitable[T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _play_track(
-    track: _Track, address: Address, rate: float, reset: bool
-) -> tuple[int, float, bool]:
-    """Stream one leg; return frames sent, seconds taken, and whether all was sent."""
-    where = _reachable(address)
+async def stream(
+    leg_uuid: uuid.UUID, samples: bytes, to: Address, *, rate: float = 1.0, reset: bool = False
+) -> Streamed:
+    """Stream one leg; return when the daemon has closed its side too.
+
+    Args:
+        leg_uuid: What the stream begins with.
+        samples: 16-bit little-endian mono at ``RATE``.
+        to: The daemon's address.
+        rate: As for ``play``.
+        reset: As for ``play``.
+
+    Raises:
+        CallcoreError: If nothing listens there.
+    """
+    where = _reachable(to)
     try:
         async with asyncio.timeout(_PATIENCE_S):
             reader, writer = await asyncio.open_connection(where.host, where.port)
@@ -264,16 +296,19 @@ async def _play_track(
         ) from error
     dropping = asyncio.create_task(_drop_all(reader))
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    frames, complete = 0, False
+    began, began_at = loop.time(), time.time()
+    frames, late_frames, complete = 0, 0, False
     try:
-        writer.write(encode(Kind.UUID, track.uuid.bytes))
+        writer.write(encode(Kind.UUID, leg_uuid.bytes))
         size = frame_bytes(Kind.SLIN)
-        for at in range(0, len(track.samples), size):
-            await _wait_until(loop, began + frames * FRAME_MS / 1000 / rate if rate else None)
+        for at in range(0, len(samples), size):
+            due = began + frames * FRAME_MS / 1000 / rate if rate else None
+            await _wait_until(loop, due)
             if dropping.done():
                 break
-            writer.write(encode(Kind.SLIN, track.samples[at : at + size]))
+            if due is not None and loop.time() > due + FRAME_MS / 1000:
+                late_frames += 1
+            writer.write(encode(Kind.SLIN, samples[at : at + size]))
             await writer.drain()
             frames += 1
         else:
@@ -282,7 +317,7 @@ async def _play_track(
         pass  # the daemon has reset the connection: told by ``complete``
     seconds = loop.time() - began
     await _hang_up(writer, dropping, reset)
-    return frames, seconds, complete
+    return Streamed(frames, began_at, seconds, late_frames, complete)
 
 
 async def _wait_until(loop: asyncio.AbstractEventLoop, due: float | None) -> None:

@@ -11,20 +11,38 @@ detector states are kept here, and jobs of a dead process are put back, so its d
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
-from callcore.decode_queue import DecodeQueue, Inference, Lane, RecognizerConfig, Spill
+from callcore.call_language import CallLanguage
+from callcore.decode_jobs import Spill
+from callcore.decode_lane import Inference, Lane, replace_if_stalled
+from callcore.decode_queue import DecodeQueue
 from callcore.engines import Floats, Samples
-from callcore.errors import EngineError
+from callcore.errors import EngineDied, EngineError
 from callcore.leg_recognition import LegListener, LegRecognition
 from callcore.live_load import Admission, LoadMeter
+from callcore.recognizer_config import RecognizerConfig
 from callcore.ringbuffer import RingBuffer
 
-__all__ = ["LegListener", "LegRecognition", "Recognizer", "RecognizerConfig"]
+__all__ = ["LegListener", "LegRecognition", "Recognizer", "RefusedText"]
 
 logger = logging.getLogger(__name__)
+
+#: Times in a row that the speech detector fails, in a process that lives, before legs are refused.
+_MOST_FAILURES = 3
+
+
+class RefusedText(Enum):
+    """Why a leg gets no live text."""
+
+    BUSY = "busy"
+    """The decoder would get more work than it may."""
+    DOWN = "down"
+    """Speech detector or engine does not answer."""
 
 
 class Recognizer:
@@ -47,8 +65,12 @@ class Recognizer:
         """
         self.config = config or RecognizerConfig()
         self._clock = clock
-        self._legs: set[LegRecognition] = set()
-        self._detector = Lane("vad", 1, inference, clock)
+        self._legs: dict[LegRecognition, None] = {}
+        self._detector = Lane("vad", 1, inference, clock, self.config)
+        self._detector_failures = 0
+        """In a row, in a process that lives."""
+        self._detect_from = -math.inf
+        """Clock time before which the detector is left alone."""
         self._queue = DecodeQueue(inference, clock, self.config)
         self._initial_state: Floats | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -75,25 +97,30 @@ class Recognizer:
         *,
         language: str | None,
         spill: Spill | None,
-    ) -> LegRecognition | None:
-        """Return the recognition of a leg; it begins with the next tick.
+        call_language: CallLanguage | None = None,
+    ) -> LegRecognition | RefusedText:
+        """Return the recognition of a leg, which begins with the next tick, or why it has none.
 
-        None if the decoder would get more work than ``config.max_load``: the leg gets no words,
-        so that those of the others stay in time. What is open is never given up.
+        ``BUSY`` if the decoder would get more work than ``config.max_load``: the leg gets no
+        words, so that those of the others stay in time. What is open is never given up.
 
         Args:
             ring: The leg's audio; appending to it is all that is needed.
             listener: Takes partials, finals and lag.
             language: Language code; None finds out once and keeps it.
+            call_language: What the legs of its call find out together where ``language`` is None;
+                without it the leg finds out alone.
             spill: Reads samples [start, end) that the ring has lost; may block, is called in a
                 thread. Without it finals keep a copy of their samples while they wait.
         """
         lane = self._queue.lanes["live" if language == "en" else "live_multilingual"]
-        self._measure(lane)
-        if not self._admission[lane].admits([leg.opened_at for leg in self._legs_of(lane)]):
-            return None
-        leg = LegRecognition(self, self._queue, lane, ring, listener, language, spill)
-        self._legs.add(leg)
+        if self._is_down(lane):
+            return RefusedText.DOWN
+        if not self._admits(lane):
+            return RefusedText.BUSY
+        spoken = language or call_language or CallLanguage()
+        leg = LegRecognition(self, self._queue, lane, ring, listener, spoken, spill)
+        self._legs[leg] = None
         return leg
 
     def tick(self) -> None:
@@ -105,8 +132,7 @@ class Recognizer:
         self._queue.update_load(now)
         for lane in self._admission:
             self._measure(lane)
-        for lane in self._lanes:
-            lane.replace_if_stalled(now, self.config)
+        replace_if_stalled(self._lanes, now)
         self._queue.dispatch()
 
     async def _tick_forever(self) -> None:
@@ -121,13 +147,13 @@ class Recognizer:
     # Speech detection: one call for all legs at a time.
 
     def _detect(self, now: float) -> None:
-        if self._detector.running:
+        if self._detector.running or now < self._detect_from:
             return
         if self._initial_state is None:
             self._detector.call("initial_state", (), self._know_initial_state)
             return
         batch: list[tuple[LegRecognition, Samples]] = []
-        for leg in self._legs:
+        for leg in list(self._legs):  # one whose last window is silence may close
             samples = leg.next_windows()
             if samples is not None:
                 batch.append((leg, samples))
@@ -140,48 +166,99 @@ class Recognizer:
                 arguments,
                 lambda answer: self._detected(batch, answer),
             )
+        elif self._detector_failures:
+            # Without legs nobody else would find out that it is back, and none would be let in.
+            self._detector.call("initial_state", (), self._know_initial_state)
 
     def _know_initial_state(self, answer: Any) -> None:
-        if not isinstance(answer, EngineError):
-            self._initial_state = answer
-            self._detect(self._clock())
+        if isinstance(answer, EngineError):
+            self._detector_failed(answer)
+            return
+        self._detector_failures = 0
+        self._initial_state = answer
+        self._detect(self._clock())
 
     def _detected(self, batch: list[tuple[LegRecognition, Samples]], answer: Any) -> None:
         if isinstance(answer, EngineError):
-            return  # the states are here: the next tick asks again
+            self._detector_failed(answer)
+            return
+        self._detector_failures = 0
         now = self._clock()
-        for (leg, samples), probabilities, state in zip(batch, *answer, strict=True):
-            leg.take_windows(samples, probabilities, state, now)
+        for (leg, _), probabilities, state in zip(batch, *answer, strict=True):
+            try:
+                leg.take_windows(probabilities, state, now)
+            except Exception:
+                # One broken leg must not silence the others.
+                logger.exception("what the speech detector found cannot be taken")
         self._queue.dispatch()
         if any(leg.has_backlog for leg in self._legs):
             self._detect(now)
 
+    def _detector_failed(self, error: EngineError) -> None:
+        """Ask again: the states are here. A process that died has a successor at once."""
+        if isinstance(error, EngineDied):
+            return
+        self._detector_failures += 1
+        self._detect_from = self._clock() + min(0.25 * self._detector_failures, 5.0)
+        if self._detector_failures == _MOST_FAILURES:
+            logger.error("speech detection fails", extra={"reason": error.message})
+
     # For the legs.
 
-    @property
-    def answers(self) -> int:
-        """Calls that engines have answered."""
-        return sum(lane.answers for lane in self._lanes)
-
     def load(self) -> float:
-        """Return the share of their time, 0 to 1, that decoders worked in the last seconds."""
-        worked = threads = 0.0
-        for lane, admission in self._admission.items():
+        """Return the share of their time, 0 to 1, that decoders worked in the last seconds.
+
+        Those that share the cores of this machine count together; of remote ones the busiest.
+        """
+        for lane in self._admission:
             self._measure(lane)
-            worked += admission.meter.load * lane.threads
-            threads += lane.threads
-        return worked / threads
+        loads = {lane: admission.meter.load for lane, admission in self._admission.items()}
+        return min(1.0, max(sum(loads[one] for one in self._beside(lane)) for lane in loads))
+
+    def behind_s(self) -> float:
+        """Return for how many seconds the oldest utterance that has ended waits for its words."""
+        return self._queue.behind_s(self._clock())
+
+    @property
+    def shed(self) -> int:
+        """What the busiest engine leaves out, 0 is nothing: see ``decode_load.Load``."""
+        return max(lane.load.level for lane in self._admission)
 
     def _measure(self, lane: Lane) -> None:
         now = self._clock()
         self._admission[lane].meter.note(now, *lane.worked(now), len(self._legs_of(lane)))
+
+    def _is_down(self, lane: Lane) -> bool:
+        """Return whether nobody answers a new leg; one that has nothing in hand may try."""
+        if self._detector_failures >= _MOST_FAILURES or lane.rests:
+            return True
+        return lane.is_down and (bool(lane.running) or self._queue.has_final(lane))
+
+    def _admits(self, lane: Lane) -> bool:
+        for each in self._beside(lane):
+            self._measure(each)
+        others = [each for each in self._beside(lane) if each is not lane]
+        beside = sum(self._admission[each].meter.expected(self._opened(each)) for each in others)
+        in_use = any(self._legs_of(each) for each in others)
+        return self._admission[lane].admits(self._opened(lane), beside, in_use=in_use)
+
+    def _beside(self, lane: Lane) -> list[Lane]:
+        """Return the engines that share cores with one, and itself."""
+        remote = self.config.remote
+        if lane.engine in remote:
+            return [lane]
+        return [each for each in self._admission if each.engine not in remote]
+
+    def _opened(self, lane: Lane) -> list[float]:
+        return [leg.opened_at for leg in self._legs_of(lane)]
 
     def _legs_of(self, lane: Lane) -> list[LegRecognition]:
         return [leg for leg in self._legs if leg.lane is lane]
 
     def _admission_to(self, lane: Lane) -> Admission:
         config = self.config
-        meter = LoadMeter(lane.threads, self._clock(), config.load_window_s, config.leg_cost)
+        leg_cost = config.leg_costs.get(lane.engine, config.leg_cost)
+        meter = LoadMeter(lane.threads, self._clock(), config.load_window_s, leg_cost)
         return Admission(meter, config.max_load)
 
     def now(self) -> float:
@@ -190,9 +267,9 @@ class Recognizer:
 
     def closed(self, leg: LegRecognition) -> None:
         """Forget a leg and all that waits for it."""
-        self._legs.discard(leg)
+        self._legs.pop(leg, None)
         self._queue.drop(leg)
 
     @property
-    def _lanes(self) -> set[Lane]:
-        return {self._detector, *self._queue.lanes.values()}
+    def _lanes(self) -> list[Lane]:
+        return [self._detector, *self._admission]

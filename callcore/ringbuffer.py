@@ -44,16 +44,17 @@ class RingBuffer:
         Raises:
             ValueError: If there is half a sample.
         """
-        if not isinstance(samples, bytes):
-            samples = samples.tobytes()
+        if type(samples) is not bytes:
+            samples = samples.tobytes()  # type: ignore[union-attr]
         num_bytes = len(samples)
         if num_bytes & 1:
             raise ValueError(f"{num_bytes} bytes are no whole number of int16 samples")
         size = 2 * self._capacity
         at = 2 * self.end % size
+        after = at + num_bytes
         self.end += num_bytes >> 1
-        if at + num_bytes <= size:
-            self._view[at : at + num_bytes] = samples
+        if after <= size:
+            self._view[at:after] = samples
         else:
             self._append_wrapped(samples, at, num_bytes)
 

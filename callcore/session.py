@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from callcore import events
+from callcore.call_language import CallLanguage
 from callcore.calls import REFUSED, Call, Leg
 from callcore.capture import Capture
 from callcore.errors import Refused
@@ -131,9 +132,11 @@ class LiveCalls:
     async def recover(self) -> None:
         """End what an earlier daemon of our name left behind, and hand over its captures."""
         await self.records.note_alive()
+        streaming = {*(self._seen or ()), *self._legs}
         orphans = await self.records.orphaned_legs()
-        seen, self._seen = self._seen or set(), None
-        await self._orphans.end(leg for leg in orphans if leg.uuid not in seen)
+        streaming |= {*(self._seen or ()), *self._legs}  # came meanwhile
+        self._seen = None
+        await self._orphans.end(leg for leg in orphans if leg.uuid not in streaming)
         await self._orphans.adopt_captures(self._legs)
 
     async def sweep(self, idle_s: float = 10.0) -> None:
@@ -142,7 +145,11 @@ class LiveCalls:
         Args:
             idle_s: A live call whose last leg ended longer ago than this has lost its daemon.
         """
-        await self.records.note_alive(self.recognizer.load() if self.recognizer else None)
+        if (recognizer := self.recognizer) is None:
+            await self.records.note_alive()
+        else:
+            load, behind_s = recognizer.load(), recognizer.behind_s()
+            await self.records.note_alive(load, behind_s, recognizer.shed)
         for call in await self.records.expire_legs():
             self._publish_end(call)
         await self._orphans.end_lost()
@@ -198,6 +205,10 @@ class CallSession:
 
     def __init__(self, calls: LiveCalls, call_id: str) -> None:
         self.call_id = call_id
+        self.language = CallLanguage()
+        """What its legs find out where their registrations name no language."""
+        self.behind: set[str] = set()
+        """Its legs, by UUID, whose text is late."""
         self._calls = calls
         self._legs = 0
         self._ending = 0  # counts ends that were begun: a new leg makes an older one void

@@ -327,6 +327,13 @@ FIELDS: tuple[Field, ...] = (
         secret=True,
     ),
     Field(
+        "metrics_token",
+        _text,
+        "",
+        "Secret that opens /metrics and nothing else, for Prometheus; CALLCORE_TOKEN opens it too.",
+        secret=True,
+    ),
+    Field(
         "hook_secrets",
         _names,
         "",
@@ -462,6 +469,33 @@ FIELDS: tuple[Field, ...] = (
         "Engine that transcribes recordings.",
     ),
     Field(
+        "device",
+        _choice("cpu", "cuda"),
+        "cpu",
+        "Where our own Whisper engines compute: the processor, or an NVIDIA GPU.",
+    ),
+    Field(
+        "transcription_url",
+        _http_url,
+        "",
+        "OpenAI-compatible endpoint that transcribes, e.g. http://127.0.0.1:8000/v1; empty: the "
+        "engines above.",
+    ),
+    Field("transcription_model", _text, "", "Model of that endpoint."),
+    Field("transcription_key", _text, "", "Bearer token of that endpoint.", secret=True),
+    Field(
+        "transcription_for",
+        _choice("both", "live", "recordings"),
+        "both",
+        "What that endpoint transcribes; our own engines do the rest.",
+    ),
+    Field(
+        "transcription_connections",
+        _integer(1, 1000),
+        "8",
+        "Requests that live calls, and the recordings of a worker process, send it side by side.",
+    ),
+    Field(
         "steps",
         _names,
         "transcribe,translate,summarize,ner,classify,insights,annotate",
@@ -471,7 +505,7 @@ FIELDS: tuple[Field, ...] = (
         "hotwords",
         _text,
         "",
-        "Names and words of your field, separated by commas, that the recogniser should expect.",
+        "Names and words of your field, separated by commas, for recordings (not for live text).",
     ),
     Field(
         "speaker_turns",
@@ -629,6 +663,7 @@ class Settings:
     consent_key: str
     web_bind: Address
     token: str
+    metrics_token: str
     hook_secrets: tuple[str, ...]
     hook_peers: tuple[Network, ...]
     recording_hosts: tuple[str, ...]
@@ -654,6 +689,12 @@ class Settings:
     speech_detector: str
     live_transcriber: str
     transcriber: str
+    device: str
+    transcription_url: str
+    transcription_model: str
+    transcription_key: str
+    transcription_for: str
+    transcription_connections: int
     steps: tuple[str, ...]
     hotwords: str
     speaker_turns: str
@@ -684,6 +725,16 @@ class Settings:
     webhook_events: tuple[str, ...]
     log_level: str
     log_format: str
+
+    @property
+    def live_is_remote(self) -> bool:
+        """Whether live calls are transcribed by the endpoint."""
+        return bool(self.transcription_url) and self.transcription_for != "recordings"
+
+    @property
+    def recordings_are_remote(self) -> bool:
+        """Whether recordings are transcribed by the endpoint."""
+        return bool(self.transcription_url) and self.transcription_for != "live"
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -717,6 +768,10 @@ def load(environ: Mapping[str, str]) -> Settings:
             "CALLCORE_WEB_BIND",
             settings.web_bind,
             "a loopback address, because CALLCORE_TOKEN is not set",
+        )
+    if settings.transcription_url and not settings.transcription_model:
+        raise ConfigError(
+            "CALLCORE_TRANSCRIPTION_MODEL", "", "the name of a model of CALLCORE_TRANSCRIPTION_URL"
         )
     _check_webhooks(settings)
     audio, spool = settings.audio_dir.resolve(), settings.spool_dir.resolve()

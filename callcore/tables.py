@@ -148,6 +148,8 @@ class Daemon(Model):
     seen_at = MomentField()
     load = DoubleField(null=True)
     """Share of its decoding time that live calls take; null: it recognises nothing."""
+    figures = JsonField(null=True)
+    """What it counts, as ``LiveFigures``; null: it has told nothing yet."""
 
     class Meta:
         table_name = "daemons"

@@ -149,6 +149,77 @@ def split(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in itertools.pairwise(edges)]
 
 
+def told_by_frames(pieces: list[bytes]) -> list[object]:
+    """The same of a reader who tries the short way first."""
+    connection, events = Connection(), []
+    try:
+        for piece in pieces:
+            samples = connection.take_frame(piece)
+            if samples is not None:
+                events.append(Audio(0x10, 8000, samples))
+                continue
+            connection.receive_data(piece)
+            while (event := connection.next_batch()) is not NEED_DATA:
+                events.append(event)
+    except RemoteProtocolError as error:
+        return [*flat(events), str(error)]
+    return flat(events)
+
+
+#: What reads bring: whole frames as a rule, and everything that may come between them.
+READS = [
+    *[FRAME] * 6,
+    FRAME * 2,
+    FRAME[:100],
+    FRAME[100:],
+    FRAME[:1],
+    FRAME[1:],
+    encode(Kind.DTMF, b"5"),
+    encode(Kind.SLIN16, bytes(640)),
+    encode(Kind.SLIN16, bytes(320)),
+    encode(Kind.SLIN, bytes(319)),
+    encode(Kind.SLIN, b""),
+    encode(Kind.HANGUP),
+    HELLO,
+]
+
+
+@given(st.lists(st.sampled_from(READS), max_size=30))
+def test_the_short_way_of_a_frame_tells_what_the_long_one_does(reads: list[bytes]):
+    pieces = [HELLO, *reads]
+    assert told_by_frames(pieces) == told([b"".join(pieces)], batch=False)
+
+
+def test_the_short_way_is_open_between_whole_messages_of_8_khz_only():
+    connection = Connection()
+    assert connection.take_frame(FRAME) is None  # no UUID yet
+    connection = greeted()
+    assert connection.take_frame(FRAME) is None  # not told what kind of audio comes
+    connection.receive_data(FRAME)
+    assert connection.take_frame(FRAME) is None  # not asked for what is there
+    drain(connection)
+    assert connection.take_frame(FRAME) == FRAME[3:]
+    assert connection.take_frame(FRAME[:-1]) is None
+    assert connection.take_frame(FRAME) == FRAME[3:]
+    connection.receive_data(FRAME[:-1])
+    drain(connection)
+    assert connection.take_frame(FRAME) is None  # in the middle of a frame
+    connection.receive_data(FRAME[-1:] + encode(Kind.HANGUP))
+    drain(connection)
+    assert connection.take_frame(FRAME) is None
+
+
+def test_frames_on_the_short_way_pay_for_what_comes_between():
+    connection = greeted()
+    for _ in range(MAX_OTHERS + 10):
+        connection.receive_data(encode(Kind.DTMF, b"5"))
+        drain(connection)
+        if connection.take_frame(FRAME) is None:
+            connection.receive_data(FRAME)
+            drain(connection)
+    # Without pay the digits above were too many.
+
+
 @given(st.sampled_from([b"", HELLO]), st.binary(max_size=2000), st.lists(st.integers(0, 2000)))
 def test_random_bytes_raise_nothing_but_remote_protocol_errors(
     start: bytes, noise: bytes, cuts: list[int]

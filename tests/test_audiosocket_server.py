@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -129,6 +131,57 @@ async def test_byte_by_byte_is_heard_alike(tmp_path: Path):
         recognition = await parts.recognizer.leg()
         assert await heard(recognition.ring, 480) == ramp(0, 160) * 3
         wire.close()
+
+
+async def gathers(server: AudioSocketServer, wanted: bool) -> None:
+    """Return once the server does, or does not, take many streams' frames together."""
+    async with asyncio.timeout(PATIENCE_S):
+        while server._gathers is not wanted:  # noqa: ASYNC110 - it has no event, and needs none
+            await asyncio.sleep(0.01)
+
+
+@on_uvloop
+async def test_many_streams_are_heard_in_passes_until_there_are_few_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(audiosocket_server, "MANY", 2)
+    async with daemon(tmp_path) as (parts, server):
+        first = await stream(server)
+        assert not server._gathers
+        second = await stream(server)
+        await gathers(server, True)
+        for wire in (first, second):
+            wire.speak(ramp(0, 1600))
+        for number in range(2):
+            recognition = await parts.recognizer.leg(number)
+            assert await heard(recognition.ring, 1600) == ramp(0, 1600)
+        second.close()
+        await gathers(server, False)
+        first.speak(ramp(1600, 3200))
+        rings = [(await parts.recognizer.leg(number)).ring for number in range(2)]
+        async with asyncio.timeout(PATIENCE_S):
+            while max(ring.end for ring in rings) < 3200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        first.close()
+        await count(server, "hangup", 2)
+
+
+@on_uvloop
+async def test_a_server_that_closes_is_not_held_up_by_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(audiosocket_server, "MANY", 1)
+    async with daemon(tmp_path) as (_, server):
+        wire = await stream(server)
+        await gathers(server, True)
+        closing = asyncio.create_task(server.close(drain_s=60.0))
+        await gathers(server, False)
+        server.tick(server.clock())
+        assert not server._gathers
+        assert wire in Wire.opened
+        server.hurry()
+        wire.close()
+        await closing
 
 
 @pytest.mark.parametrize("ending", ["fin", "half-close", "rst", "hangup message", "rst mid-frame"])
@@ -335,6 +388,47 @@ async def test_after_a_stall_no_silence_is_put_before_the_audio_that_waits(tmp_p
         server.tick(at + 5.0)
         assert ring.end >= 4.8 * 8000
         wire.close()
+
+
+@on_uvloop
+async def test_after_a_stall_no_stream_is_ended_for_what_is_still_unread(tmp_path: Path):
+    # Fault held off: timers run before reads, so a daemon that was stopped for longer than a
+    # time-out let every stream go whose audio waited in its socket.
+    async with daemon(tmp_path, idle_timeout_s="1") as (parts, server):
+        wire = await stream(server)
+        await parts.recognizer.leg()
+        silent, asking = await Wire.connect(server.address), await stream(server, PROBE_UUID)
+        while len(server.peers) < 3 or not any(  # noqa: ASYNC110
+            peer._is_probe for peer in server.peers
+        ):
+            await asyncio.sleep(0.01)
+        server.tick(server.clock() + 60.0, late_s=59.9)
+        assert server.counts == {"accepted": 1}
+        server.tick(server.clock() + 60.0)
+        assert server.counts == {"accepted": 1, "idle": 1, "no UUID": 1, "probe": 1}
+        for each in (wire, silent, asking):
+            each.close()
+
+
+@on_uvloop
+async def test_a_stream_that_has_ended_leaves_no_memory_to_the_collector(tmp_path: Path):
+    async with daemon(tmp_path) as (parts, server):
+        gc.collect()
+        gc.disable()
+        try:
+            wire = await stream(server)
+            recognition = await parts.recognizer.leg()
+            [peer] = server.peers
+            held = [ref(each) for each in (peer, recognition.listener)]
+            wire.close()
+            await parts.sink.until("call.ended")
+            parts.recognizer.legs.clear()
+            del peer, recognition
+            while parts.calls._tasks or server.peers:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert [each() for each in held] == [None, None]
+        finally:
+            gc.enable()
 
 
 @on_uvloop

@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from faster_whisper import WhisperModel
 
 from callcore.audio import StreamingResampler, to_float
 from callcore.cli.demo import word_error_rate
-from callcore.engines.batch_whisper import BatchWhisper
+from callcore.engines.batch_whisper import BatchWhisper, _kept
 from callcore.errors import EngineError, ModelError
 from tests.support.recognition import model, non_speech, sample_leg
 
@@ -43,6 +45,59 @@ def test_what_is_said_again_and_again_is_written_each_time(engine):
     assert len(again) < 30 * 8000  # one window: Whisper's own measure is that of all four
     said = " ".join(segment.text for segment in engine.transcribe(wide(again), "en"))
     assert word_error_rate(" ".join([text] * 4), said) <= 0.12
+
+
+def test_what_is_said_again_in_one_breath_is_written_each_time(engine):
+    """A person in danger repeats; a guard once kept the first of such sentences only."""
+    samples, text = sample_leg("silent-stretch", "caller", 1)
+    loud = np.flatnonzero(np.abs(samples) > 500)
+    once = np.append(samples[loud[0] : loud[-1]], np.zeros(1600, samples.dtype))
+    again = np.concatenate([once] * 3 + [np.zeros(8000, samples.dtype)])
+    said = " ".join(segment.text for segment in engine.transcribe(wide(again), "en"))
+    assert word_error_rate(" ".join([text] * 3), said) <= 0.15
+
+
+ABOUT = SimpleNamespace(language="en", language_probability=1.0)
+
+
+def written(text, starts, length_s, *, no_speech_prob=0.1, compression_ratio=3.0, p=0.9):
+    """Return a segment of faster-whisper's, a word at each start."""
+    words = [
+        SimpleNamespace(word=f" {word}", start=start, end=start + length_s, probability=p)
+        for word, start in zip(text.split(), starts, strict=True)
+    ]
+    return SimpleNamespace(
+        start=starts[0],
+        end=starts[-1] + length_s,
+        words=words,
+        avg_logprob=-0.2,
+        no_speech_prob=no_speech_prob,
+        compression_ratio=compression_ratio,
+    )
+
+
+def test_a_segment_of_a_window_that_repeats_itself_stays_if_it_can_have_been_said():
+    text = "please send somebody now"
+    slow = written(text, [0.0, 0.4, 0.7, 1.2], 0.3)
+    assert _kept(slow, ABOUT, 30.0).text == text
+    squeezed = written(text, [0.0, 0.1, 0.2, 0.3], 0.1)
+    assert _kept(squeezed, ABOUT, 30.0) is None
+    unsure = written(text, [0.0, 0.4, 0.7, 1.2], 0.3, p=0.4)
+    assert _kept(unsure, ABOUT, 30.0) is None
+    doubted = written(text, [0.0, 0.4, 0.7, 1.2], 0.3, no_speech_prob=0.7)
+    assert _kept(doubted, ABOUT, 30.0) is None
+
+
+def test_copies_in_a_segment_that_took_no_time_go():
+    text = "please send somebody now"
+    times = [0.0, 0.4, 0.7, 1.2]
+    said = [*times, *(each + 1.6 for each in times)]
+    twice = written(f"{text} {text}", said, 0.3, compression_ratio=1.5)
+    assert _kept(twice, ABOUT, 30.0).text == f"{text} {text}"
+    loop = written(" ".join([text] * 6), [*said, *[3.1] * 16], 0.3)
+    for word in loop.words[8:]:
+        word.end = word.start
+    assert _kept(loop, ABOUT, 30.0).text == f"{text} {text}"
 
 
 def test_the_language_is_found_where_it_is_not_given(engine):

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import os
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,16 @@ from callcore.calls import (
     StepState,
     now,
 )
-from callcore.chain import BUSY_RESEND_S, MAX_BACKLOG
-from callcore.errors import AudioError, ConfigError
+from callcore.chain import BUSY_RESEND_S, ENGINE_AWAY_S, ENGINE_PATIENCE_S, MAX_BACKLOG
+from callcore.errors import AudioError, ConfigError, EngineDown
 from callcore.ledger import RESEND_S
 from callcore.log import TextFormatter
+from callcore.reruns import rerun
 from callcore.steps import table
 from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.recordings import (
+    FakeEngines,
     Works,
     make_settings,
     tone,
@@ -84,6 +88,18 @@ def fail_settling(works: Works, audio_id: str, clock: Clock) -> None:
     for _ in range(4):
         works.chain.settle(audio_id)
         clock.move(60)
+
+
+@dataclass
+class AwayEngines(FakeEngines):
+    """Answer nobody."""
+
+    away: bool = True
+
+    def stream(self, engine: str, method: str, *args: Any) -> Iterator[Any]:
+        if self.away:
+            raise EngineDown(engine, "answered 401: the key is not right", 1.0)
+        return super().stream(engine, method, *args)
 
 
 def _broken(*_: object) -> None:
@@ -469,6 +485,87 @@ class TestFailures:
         assert works.events()[-2:] == ["step.failed transcribe", "analysis.failed transcribe"]
         status = document.status(works.storage.recording(audio_id), works.storage.steps(audio_id))
         assert status["error"] == "transcribe: engine transcriber: its process died"
+
+    def test_an_engine_that_answers_nobody_is_waited_for_a_day(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        clock.move(7 * ENGINE_PATIENCE_S)  # how old the recording is does not count
+        engines = AwayEngines()
+        since = f"{clock():%Y-%m-%d %H:%M} UTC"
+        hours = round(ENGINE_PATIENCE_S / 3600)
+        for _ in range(hours):
+            Works(works.storage, works.settings, engines).run()  # any worker may be the next
+            step = works.storage.steps(audio_id)[1]
+            assert (step.status, step.attempts) == (StepState.PENDING, 0)
+            said = "engine transcriber: answered 401: the key is not right"
+            assert step.error == f"{said}; asked in vain since {since}"
+            clock.move(3600)
+        last = Works(works.storage, works.settings, engines)
+        last.run()
+        step = works.storage.steps(audio_id)[1]
+        assert step.status == StepState.FAILED
+        assert step.error == (
+            "engine transcriber: answered 401: the key is not right; it has answered nobody for "
+            "24 hours. `callcore doctor` tells what to mend; then run this again"
+        )
+        assert last.events()[-2:] == ["step.failed transcribe", "analysis.failed transcribe"]
+        last.run()
+        assert works.storage.steps(audio_id)[1].status == StepState.FAILED
+
+    def test_an_engine_that_stays_away_is_asked_ever_later(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        clock.moment = clock.moment.replace(second=0, microsecond=0)  # reasons tell the minute
+        accept(works, write_wav(spool / f"{ID}.wav"))
+        away = Works(works.storage, works.settings, AwayEngines())
+        away.run()
+        least_s, most_s = ENGINE_AWAY_S
+        for passed_s, wait_s in ((10.0, least_s), (584.5, 60.0), (36_000.0, most_s)):
+            clock.move(passed_s)
+            away.run()
+            asked = len(away.events())
+            clock.move(wait_s - 0.5)
+            away.run()
+            assert len(away.events()) == asked
+            clock.move(1.0)
+            away.run()
+            assert len(away.events()) == asked + 1, "it starts"
+
+    def test_a_step_that_waited_a_day_in_vain_can_be_run_again(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        away = Works(works.storage, works.settings, AwayEngines())
+        away.run()
+        clock.move(ENGINE_PATIENCE_S + 60)
+        away.run()
+        assert status_of(works, audio_id)["transcribe"] == "failed"
+        assert rerun(works.storage, works.settings, audio_id) == (audio_id, ("transcribe",))
+        away.run()
+        assert status_of(works, audio_id)["transcribe"] == "pending", "it has a day again"
+        away.engines.away = False  # type: ignore[attr-defined]
+        clock.move(60)
+        away.run()
+        step = works.storage.steps(audio_id)[1]
+        assert (step.status, step.attempts, step.error) == (StepState.DONE, 1, None)
+
+    def test_a_worker_that_ends_forgets_not_since_when_an_engine_is_away(
+        self, works: Works, spool: Path, clock: Clock
+    ) -> None:
+        audio_id = accept(works, write_wav(spool / f"{ID}.wav"))
+        engines = AwayEngines()
+        Works(works.storage, works.settings, engines).run()
+        known = works.storage.steps(audio_id)[1].error
+        for cut_off in (False, True):
+            clock.move(600)
+            engines.away, engines.fail_times = not cut_off, 1
+            ending = Works(works.storage, works.settings, engines)
+            ending.chain.stop()
+            ending.chain.run_step("transcribe", audio_id)
+            step = works.storage.steps(audio_id)[1]
+            assert (step.status, step.attempts, step.error) == (StepState.PENDING, 0, known)
+            assert len(engines.calls) == cut_off
 
     def test_a_step_whose_workers_die_each_time_is_given_up(
         self, works: Works, spool: Path, clock: Clock

@@ -192,7 +192,7 @@ def as_nobody(spool: Path) -> Finding:
 
 
 def test_a_spool_that_we_may_not_read_is_told(tmp_path: Path) -> None:
-    for each in (tmp_path, *tmp_path.parents[:2]):
+    for each in (tmp_path, *tmp_path.parents[:3]):
         each.chmod(0o755)
     spool = tmp_path / "monitor"
     spool.mkdir()
@@ -207,7 +207,7 @@ def test_a_spool_that_we_may_not_read_is_told(tmp_path: Path) -> None:
 
 def test_a_recording_in_the_spool_that_we_may_not_read_is_told(tmp_path: Path) -> None:
     # Fault held off: only the spool itself was looked at, and calls went unrecorded.
-    for each in (tmp_path, *tmp_path.parents[:2]):
+    for each in (tmp_path, *tmp_path.parents[:3]):
         each.chmod(0o755)
     spool = tmp_path / "monitor"
     day = spool / "callcore" / "20261123"

@@ -102,7 +102,7 @@ def test_a_limit_cuts_where_it_is_quietest_and_the_rest_is_the_next_utterance():
         for event in run("S" * 30 + "." * 10, levels=levels + [0.0] * 10)
         if not isinstance(event, SpeechPaused)
     ][1:]
-    assert first == SpeechEnded(0, 0, 26 * WINDOW, 26 * WINDOW, 26 * WINDOW)
+    assert first == SpeechEnded(0, 0, 26 * WINDOW, 26 * WINDOW, 26 * WINDOW, is_cut=True)
     assert started == SpeechStarted(1, 26 * WINDOW)
     assert second == SpeechEnded(1, 26 * WINDOW, 33 * WINDOW, 30 * WINDOW, 4 * WINDOW)
 

@@ -62,6 +62,15 @@ def test_a_stable_word_that_a_later_decode_changed_was_revised_whatever_the_fina
     assert agreement.revised("a b c")
 
 
+def test_words_after_a_cut_are_the_next_utterances():
+    agreement = Agreement()
+    for _ in range(2):
+        agreement.push("one two three four five")
+    assert not agreement.revised("One, two three.", is_cut=True)
+    assert agreement.revised("one too three", is_cut=True)
+    assert agreement.revised("one two three")
+
+
 def test_an_utterance_without_partials_cannot_be_revised():
     assert not Agreement().revised("hello")
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from callcore import inference
-from callcore.errors import EngineError
+from callcore.errors import EngineError, EngineNotLoaded
 from callcore.inference import EngineSpec, InferenceProcess
 from tests.support.recognition import wait_for
 
@@ -78,6 +78,18 @@ def test_an_engine_that_cannot_be_loaded_says_why_at_each_call(process):
             with pytest.raises(EngineError, match="there is no model"):
                 result(running.call("broken", "anything"))
         assert result(running.call("echo", "same", 1)) == 1
+        assert running.restarts == 0
+
+
+def test_an_engine_that_could_not_be_loaded_is_loaded_at_a_later_call(tmp_path):
+    file = tmp_path / "model"
+    specs = {"late": EngineSpec("tests.support.recognition:Late", {"file": str(file)})}
+    with InferenceProcess(specs) as running:
+        with pytest.raises(EngineNotLoaded, match="engine late: there is no model"):
+            result(running.call("late", "same", 1))
+        file.touch()
+        assert result(running.call("late", "same", 1)) == 1
+        assert result(running.call("late", "loaded")) == 1
         assert running.restarts == 0
 
 

@@ -16,7 +16,10 @@ from callcore import intake, live_daemon
 from callcore.audio import decode, wav_needs_repair
 from callcore.audiosocket import silence_frame
 from callcore.calls import CallFacts, CallState, LegState
-from callcore.leg_session import NO_TEXT
+from callcore.inference import EngineSpec, InferenceProcess
+from callcore.leg_session import NO_TEXT, TEXT_LATER
+from callcore.recognizer import RefusedText
+from callcore.recognizer_config import RecognizerConfig
 from callcore.settings import Address, load, parse_address
 from callcore.storage import Storage
 from tests.support.live import PATIENCE_S, Wire, new_uuid, on_uvloop, ramp
@@ -90,74 +93,61 @@ async def test_a_stopped_daemon_leaves_every_call_ended_and_every_frame_counted(
 
 
 @on_uvloop
-async def test_a_killed_daemons_call_is_ended_by_the_next_one_with_its_audio(tmp_path: Path):
+async def test_a_killed_daemons_calls_are_ended_by_the_next_one_with_their_audio(tmp_path: Path):
+    """One that the dialplan announced to nobody, and a stereo stream, which is two legs."""
     process = Process(tmp_path)
     storage = Storage(process.settings.database_url)
     storage.migrate()
     address = await process.start()
-    wire = await Wire.connect(address)
-    wire.greet(leg_uuid := new_uuid())
-    wire.speak(ramp(0, 16000))
-    await process.until("leg started")
-    path = process.settings.audio_dir / "capture" / f"{leg_uuid}.wav"
-    async with asyncio.timeout(PATIENCE_S):
-        # Another process writes the file: there is no event to wait for.
-        while not path.exists() or path.stat().st_size < 32044:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-    await process.end(signal.SIGKILL)
-    wire.close()
-    assert storage.call(leg_uuid).state is CallState.LIVE
-    await process.start()
-    await process.until("call ended")
-    assert await process.end(signal.SIGTERM) == 0
-    call = storage.call(leg_uuid)
-    assert (call.state, call.reason) == (CallState.ENDED, "daemon_lost")
-    [media] = storage.capture_media(leg_uuid)
-    assert not wav_needs_repair(media.path)
-    samples = next(decode(media.path, 8000))
-    assert np.array_equal(
-        np.rint(samples[samples != 0] * 32768).astype("<i2"), np.frombuffer(ramp(0, 16000), "<i2")
-    )
-    assert len(storage.recordings_of(leg_uuid)) == 1
-    storage.close()
-    Wire.opened.clear()
-
-
-@on_uvloop
-async def test_both_legs_of_a_stereo_stream_outlive_their_killed_daemon(tmp_path: Path):
-    process = Process(tmp_path)
-    storage = Storage(process.settings.database_url)
-    storage.migrate()
-    address = await process.start()
+    alone, mono = new_uuid(), ramp(0, 16000)
     left = intake.register_leg(storage, new_uuid(), CallFacts(call_id="call-1", leg="stereo"))
     assert left.right_uuid is not None
-    wire = await Wire.connect(address)
-    wire.greet(left.uuid)
     sides = {"caller": np.full(8000, 5000, "<i2"), "agent": np.full(8000, -7000, "<i2")}
-    wire.speak(np.stack(list(sides.values()), 1).tobytes())
-    for _ in sides:
+    stereo = np.stack(list(sides.values()), 1).tobytes()
+    wires = []
+    for uuid, sound in ((alone, mono), (left.uuid, stereo)):
+        wires.append(await Wire.connect(address))
+        wires[-1].greet(uuid)
+        wires[-1].speak(sound)
+    for _ in range(3):
         await process.until("leg started")
-    folder = process.settings.audio_dir / "capture"
+    num_bytes = {alone: 32044, left.uuid: 16044, left.right_uuid: 16044}
     async with asyncio.timeout(PATIENCE_S):
-        for uuid in (left.uuid, left.right_uuid):
-            path = folder / f"{uuid}.wav"
-            # Another process writes the file: there is no event to wait for.
-            while not path.exists() or path.stat().st_size < 16044:  # noqa: ASYNC110
+        for uuid, size in num_bytes.items():
+            path = process.settings.audio_dir / "capture" / f"{uuid}.wav"
+            # Another process writes the file: there is no event to wait for. It is longer until the
+            # daemon knows that there are two sides.
+            while not path.exists() or path.stat().st_size != size:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     await process.end(signal.SIGKILL)
-    wire.close()
-    assert {leg.state for leg in storage.call("call-1").legs} == {LegState.LIVE}
+    for wire in wires:
+        wire.close()
+    live = [leg for call_id in (alone, "call-1") for leg in storage.call(call_id).legs]
+    assert [leg.state for leg in live] == [LegState.LIVE] * 3
     await process.start()
-    await process.until("call ended")
+    for _ in wires:
+        await process.until("call ended")
     assert await process.end(signal.SIGTERM) == 0
-    call = storage.call("call-1")
-    assert [(leg.state, leg.reason) for leg in call.legs] == [(LegState.ENDED, "daemon_lost")] * 2
+    for call_id, num_legs in ((alone, 1), ("call-1", 2)):
+        call = storage.call(call_id)
+        assert (call.state, call.reason) == (CallState.ENDED, "daemon_lost")
+        ends = [(leg.state, leg.reason) for leg in call.legs]
+        assert ends == [(LegState.ENDED, "daemon_lost")] * num_legs
+    [media] = storage.capture_media(alone)
+    assert not wav_needs_repair(media.path)
+    assert np.array_equal(heard_in(media.path), np.frombuffer(mono, "<i2"))
+    assert len(storage.recordings_of(alone)) == 1
     held = {each.role: each.path for each in storage.capture_media("call-1")}
     for role, samples in sides.items():
-        heard = np.rint(next(decode(held[role], 8000)) * 32768)
-        assert np.array_equal(heard[heard != 0], samples)
+        assert np.array_equal(heard_in(held[role]), samples)
     storage.close()
     Wire.opened.clear()
+
+
+def heard_in(path: Path) -> np.ndarray:
+    """Return the samples of a file that are not digital silence."""
+    samples = next(decode(path, 8000))
+    return np.rint(samples[samples != 0] * 32768).astype("<i2")
 
 
 @pytest.mark.model
@@ -193,7 +183,8 @@ async def test_legs_beyond_the_load_are_recorded_and_the_others_keep_their_text(
         await process.until("leg ended")
     assert await process.end(signal.SIGTERM) == 0
     refused = [storage.call(uuid).legs[0].no_text for uuid in uuids]
-    assert refused == [None, None, NO_TEXT, NO_TEXT, NO_TEXT]
+    busy = NO_TEXT[RefusedText.BUSY] + TEXT_LATER
+    assert refused == [None, None, busy, busy, busy]
     texts = [" ".join(each.text for each in storage.live_segments(uuid)) for uuid in uuids]
     assert texts[2:] == [""] * 3
     assert texts[0] == texts[1]
@@ -203,6 +194,20 @@ async def test_legs_beyond_the_load_are_recorded_and_the_others_keep_their_text(
     assert all(storage.recordings_of(uuid) for uuid in uuids)
     storage.close()
     Wire.opened.clear()
+
+
+def test_what_a_leg_costs_is_known_by_its_model():
+    never_started = InferenceProcess({"live": EngineSpec("a:B", {}, 1)})
+    local = load({"CALLCORE_LIVE_MODEL": "tiny.en", "CALLCORE_LIVE_MAX_LOAD": "0.7"})
+    config = live_daemon._recognizer(local, RecognizerConfig(), never_started).config
+    assert config.leg_costs == {"live": 0.05, "live_multilingual": 0.12}
+    assert (config.remote, config.max_load) == (frozenset(), 0.7)
+    url = {"CALLCORE_TRANSCRIPTION_URL": "http://192.0.2.1/v1", "CALLCORE_TRANSCRIPTION_MODEL": "m"}
+    config = live_daemon._recognizer(load(url), RecognizerConfig(), never_started).config
+    assert config.remote == {"live", "live_multilingual"}
+    assert set(config.leg_costs.values()) == {0.2}
+    costs = [live_daemon.leg_cost(each) for each in ("/models/my-tiny", "own", "/tiny/small.en")]
+    assert costs == [0.05, 0.12, 0.35]
 
 
 def test_as_many_files_as_the_system_allows_may_be_open():

@@ -1,16 +1,16 @@
-import os
-import signal
-import time
+import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from callcore.cli.demo import word_error_rate
-from callcore.engines import LIVE_RATE, DecodeJob
-from callcore.engines.live_whisper import LiveWhisper, log_mel, mel_filters
+from callcore.engines import LIVE_RATE, DecodeJob, guards
+from callcore.engines.features import in_window, mel_filters, raw_frames
+from callcore.engines.live_whisper import LiveWhisper
 from callcore.errors import ModelError
 from callcore.inference import EngineSpec, InferenceProcess
-from callcore.recognizer import Recognizer
+from callcore.recognizer import LegRecognition, Recognizer
 from callcore.ringbuffer import RingBuffer
 from tests.support.recognition import Listener, model, non_speech, sample_leg
 
@@ -53,22 +53,9 @@ def test_features_at_8_khz_are_those_of_the_reference_at_16_khz(turn):
     resampler = StreamingResampler(8000, 16000)
     wide = to_float(np.concatenate([resampler.push(samples), resampler.flush()]))
     reference = FeatureExtractor(feature_size=80)(wide)
-    ours = log_mel(samples, 300)
+    ours = in_window(raw_frames(samples), 300)
     # Below 3.4 kHz; the resampler's own filter ends above.
     assert np.abs(ours[:60, 5:295] - reference[:60, 5:295]).mean() < 0.02
-
-
-def test_features_of_silence_and_of_nothing_are_finite():
-    for samples in (np.zeros(0, np.int16), np.zeros(8000, np.int16)):
-        features = log_mel(samples, 200)
-        assert features.shape == (80, 200)
-        assert np.isfinite(features).all()
-
-
-def test_samples_beyond_the_window_are_left_out(turn):
-    samples, _ = turn
-    features = log_mel(samples, 100)
-    assert features.shape == (80, 100)
 
 
 @pytest.mark.parametrize("window", ["stitched", "full"])
@@ -104,14 +91,126 @@ def test_what_else_is_in_the_batch_changes_no_text(english, turn):
     assert together[0].words == ()
 
 
-@pytest.mark.parametrize("name", [name for name in non_speech() if name != "music"])
-def test_what_is_no_speech_gives_no_words_even_if_the_detector_errs(english, name):
-    # As if the detector had called half a second of it speech.
-    for seconds in (1.0, 4.0):
-        samples = non_speech()[name][: int(seconds * LIVE_RATE)]
-        (heard,) = english.decode([DecodeJob(samples, "en", True, 0.2)])
-        assert heard.text == ""
-        assert heard.words == ()
+def noticed(engine, monkeypatch):
+    """Return a list that gets the seconds of each window that the engine encodes."""
+    encoded = []
+    encode = engine._encode
+
+    def notice(raws, num_frames):
+        encoded.append(num_frames / 100)
+        return encode(raws, num_frames)
+
+    monkeypatch.setattr(engine, "_encode", notice)
+    return encoded
+
+
+@pytest.fixture
+def windows(english, monkeypatch):
+    return noticed(english, monkeypatch)
+
+
+def test_a_short_final_goes_into_the_longer_window_at_once(english, windows, turn):
+    english.decode([job(turn[0][LIVE_RATE : 2 * LIVE_RATE])])
+    assert windows == [15.0]
+
+
+def test_doubtful_finals_are_decoded_again_in_a_longer_window_together(
+    english, windows, turn, monkeypatch
+):
+    monkeypatch.setattr(english, "_doubtful_logprob", 0.0)
+    jobs = [job(turn[0][at : at + 2 * LIVE_RATE]) for at in (0, 4000, 8000)]
+    together = english.decode(jobs)
+    assert windows == [3.0, 15.0]
+    assert [each.text for each in together] == [english.decode([each])[0].text for each in jobs]
+
+
+def test_a_text_that_repeats_itself_is_decoded_again(english, windows, turn):
+    again = np.concatenate([turn[0][: 3 * LIVE_RATE]] * 2)
+    (heard,) = english.decode([job(again)])
+    assert windows == [7.0, 15.0]
+    words = heard.text.split()
+    assert len(words) >= 1.7 * len(english.decode([job(again[: 3 * LIVE_RATE])])[0].text.split())
+
+
+def test_a_text_as_long_as_a_decode_may_be_is_decoded_again(english, windows, turn, monkeypatch):
+    monkeypatch.setattr(guards, "token_limit", lambda duration_s, language: 4)
+    english.decode([job(turn[0][: 3 * LIVE_RATE])])
+    assert windows == [5.0, 15.0]
+
+
+def test_the_limit_of_a_job_does_not_depend_on_its_neighbours(multilingual, turn, monkeypatch):
+    """At the limit: the neighbour is longer, and in a language of many tokens."""
+    limit = guards.token_limit
+    monkeypatch.setattr(guards, "token_limit", lambda s, language: limit(s, language) // 5)
+    short = job(turn[0][: int(2.2 * LIVE_RATE)], words=False)
+    longer = job(turn[0][: 4 * LIVE_RATE], words=False)
+    hindi = job(turn[0][: 4 * LIVE_RATE], language="hi", words=False)
+    (alone,) = multilingual.decode([short])
+    assert multilingual.decode([short, longer, hindi])[0] == alone
+    assert alone.text
+
+
+def test_a_long_doubtful_final_is_decoded_again_in_the_full_window(english, windows, monkeypatch):
+    monkeypatch.setattr(english, "_doubtful_logprob", 0.0)
+    english.decode([job(np.zeros(14 * LIVE_RATE, np.int16))])
+    assert windows == [16.0, 30.0]
+
+
+def test_nothing_is_decoded_again_where_it_must_not_be(english, windows, turn):
+    short = turn[0][LIVE_RATE : 2 * LIVE_RATE]
+    english.decode([replace(job(short), redo=False)])
+    english.decode([job(short, words=False)])
+    assert windows == [3.0, 3.0]
+
+
+def test_a_final_under_overload_has_a_narrow_beam(english, monkeypatch, turn):
+    beams = []
+    run = english._run
+
+    def notice(jobs, raws, window_s, beam):
+        beams.append(beam)
+        return run(jobs, raws, window_s, beam)
+
+    monkeypatch.setattr(english, "_run", notice)
+    final = job(turn[0])
+    for each in (final, replace(final, redo=False), replace(final, words=False)):
+        english.decode([each])
+    assert beams == [5, 2, 1]
+
+
+def test_a_sure_final_is_decoded_once(english, windows, turn):
+    english.decode([job(turn[0])])
+    assert len(windows) == 1
+
+
+def test_a_final_in_another_language_goes_into_the_longer_window_at_once(
+    multilingual, monkeypatch, turn
+):
+    windows = noticed(multilingual, monkeypatch)
+    french = job(turn[0][: 2 * LIVE_RATE], language="fr")
+    multilingual.decode([french])
+    assert windows == [15.0]
+    multilingual.decode([replace(french, words=False), replace(french, redo=False)])
+    assert windows == [15.0, 3.0, 3.0]
+
+
+def test_what_was_kept_of_the_features_changes_no_word(english, turn):
+    samples, _ = turn
+    second = LIVE_RATE
+    jobs = [
+        job(samples[: int(1.3 * second)], words=False),
+        job(samples[: int(2.1 * second)], words=False),
+        job(samples[: int(3.7 * second)], words=False),
+        job(samples),
+    ]
+    plain = [english.decode([each])[0] for each in jobs]
+    keyed = [english.decode([replace(each, stream=5, start=0)])[0] for each in jobs]
+    assert keyed == plain
+
+
+def test_a_device_that_is_not_there_is_a_model_error():
+    with pytest.raises(ModelError, match="cannot load"):
+        LiveWhisper(model("tiny.en"), device="nonsense")
 
 
 def test_the_language_is_found_from_the_same_audio(multilingual, turn):
@@ -156,53 +255,20 @@ def live_engines():
     }
 
 
-async def hear(inference, samples, *, speed=1.0, meanwhile=lambda listener: None):
-    """Return what the recogniser hears of samples that arrive over real time."""
-    import asyncio
-
-    listener = Listener()
-    recognizer = Recognizer(inference)
-    await recognizer.start()
-    ring = RingBuffer(len(samples))
-    leg = recognizer.open_leg(ring, listener, language="en", spill=None)
-    began = time.monotonic()
-    async with asyncio.timeout(120):
-        while ring.end < len(samples):
-            due = int((time.monotonic() - began) * speed * LIVE_RATE)
-            ring.append(samples[ring.end : due].tobytes())
-            meanwhile(listener)
-            await asyncio.sleep(0.02)
-        await leg.finish()
-    await recognizer.close()
-    return listener
-
-
 async def test_a_call_is_heard_right_and_silence_and_tones_around_it_add_nothing():
     sounds = non_speech()
     samples, text = sample_leg("silent-stretch", "caller", 2)
     samples = np.concatenate([sounds["ringback"], samples, sounds["dtmf"], sounds["music"]])
+    listener, ring = Listener(), RingBuffer(len(samples))
     with InferenceProcess(live_engines()) as inference:
         inference.attributes("live")
-        heard = await hear(inference, samples, speed=4)
-    assert word_error_rate(text, " ".join(heard.words)) <= 0.12
-
-
-@pytest.mark.slow
-async def test_a_process_that_is_killed_again_and_again_costs_no_word():
-    samples, _ = sample_leg("silent-stretch", "caller", 3)
-    with InferenceProcess(live_engines()) as inference:
-        expected = await hear(inference, samples, speed=8)
-    kills = []
-
-    with InferenceProcess(live_engines()) as inference:
-
-        def kill(listener):
-            # In the middle of work: a fixed while after it proved to be alive.
-            proof = (len(listener.finals), len(listener.partials))
-            if inference.pid and proof != (kills[-1] if kills else (0, 0)):
-                kills.append(proof)
-                os.kill(inference.pid, signal.SIGKILL)
-
-        got = await hear(inference, samples, speed=2, meanwhile=kill)
-    assert len(kills) >= 2
-    assert got.spans == expected.spans
+        recognizer = Recognizer(inference)
+        await recognizer.start()
+        leg = recognizer.open_leg(ring, listener, language="en", spill=None)
+        assert isinstance(leg, LegRecognition)
+        # All at once: when samples arrive changes no word (test_same_finals).
+        ring.append(samples.tobytes())
+        async with asyncio.timeout(120):
+            await leg.finish()
+        await recognizer.close()
+    assert word_error_rate(text, " ".join(listener.words)) <= 0.12

@@ -1,7 +1,9 @@
 import asyncio
+import gc
 import itertools
 import os
 import signal
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from callcore.call_language import CallLanguage
 from callcore.endpointing import EndpointConfig
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.engines.scripted import ScriptedLiveTranscriber
-from callcore.errors import EngineError
+from callcore.errors import EngineDown, EngineError
 from callcore.inference import EngineSpec, InferenceProcess
-from callcore.recognizer import Recognizer, RecognizerConfig
+from callcore.recognizer import Recognizer, RefusedText
+from callcore.recognizer_config import RecognizerConfig
 from callcore.ringbuffer import RingBuffer
 from tests.support.recognition import Clock, FakeInference, Listener, audio
 
@@ -32,11 +36,15 @@ class Bench:
         self.queue = self.recognizer._queue
         self.legs = []
 
-    def open(self, samples=None, *, language="en", spill=None, capacity=60 * SECOND):
+    def open(
+        self, samples=None, *, language="en", spill=None, capacity=60 * SECOND, call_language=None
+    ):
         leg = SimpleNamespace(ring=RingBuffer(capacity), listener=Listener(), samples=samples)
-        leg.recognition = self.recognizer.open_leg(
-            leg.ring, leg.listener, language=language, spill=spill
+        got = self.recognizer.open_leg(
+            leg.ring, leg.listener, language=language, spill=spill, call_language=call_language
         )
+        leg.refused = got if isinstance(got, RefusedText) else None
+        leg.recognition = got if leg.refused is None else None
         self.legs.append(leg)
         return leg
 
@@ -135,7 +143,7 @@ def meter_of(bench):
 def room(bench, most=200):
     """Open legs until one is refused; return how many were opened."""
     for number in range(most):
-        if bench.open().recognition is None:
+        if bench.open().refused:
             bench.legs.pop()
             return number
     return most
@@ -162,12 +170,12 @@ async def test_a_decoder_that_is_busy_takes_no_leg_and_gives_up_no_word_of_the_o
     # Four finals of 0.25 s each 2 s: half of the time of one thread, and 0.125 a leg.
     await talk(bench, legs, 30, per_decode_s=0.25)
     assert meter_of(bench).load == pytest.approx(0.5, abs=0.05)
-    assert bench.recognizer.load() == pytest.approx(0.25, abs=0.03)  # the other engine idles
+    assert bench.recognizer.load() == pytest.approx(0.5, abs=0.05)  # all share the cores
     opened = room(bench)
     assert 1 <= opened <= 4
     late = bench.legs[4:]
     await talk(bench, [*legs, *late], 20, per_decode_s=0.25)
-    assert bench.open().recognition is None
+    assert bench.open().refused
     bench.legs.pop()
     await bench.finish()
     assert all(len(leg.listener.words) == 50 for leg in legs)
@@ -203,7 +211,7 @@ async def test_partials_are_no_reason_to_refuse_a_leg():
     await bench.play(leg, call(1000))  # the first answer of a process does not count
     for word in range(1001, 1011):
         for begin in range(0, 8 * SECOND // 5, 512):
-            leg.ring.append(audio([(word, 0.064)]).tobytes())
+            leg.ring.append(audio([(word if begin else 0, 0.064)]).tobytes())
             await bench.tick(answer="vad")
             await bench.settle() if begin % 1024 else None
     meter = meter_of(bench)
@@ -217,15 +225,18 @@ async def test_loading_the_model_is_no_load():
     leg = bench.open()
     await bench.play(leg, audio([(1001, 0.5), (0, 20.0)]), answer="vad")
     assert bench.recognizer.load() == 0.0
-    assert bench.open().recognition is not None
+    assert bench.open().recognition
     await bench.settle()
     assert bench.recognizer.load() == 0.0
 
 
-async def test_each_engine_has_room_of_its_own():
+async def test_engines_of_this_machine_share_its_room_and_a_remote_one_has_its_own():
     bench = limited(0.9)
     assert room(bench) == 18
-    assert bench.open(language="sw").recognition is not None
+    assert bench.open(language="sw").refused is RefusedText.BUSY, "they share the cores"
+    bench = limited(0.9, remote=frozenset({"live_multilingual"}))
+    assert room(bench) == 18
+    assert bench.open(language="sw").recognition
 
 
 async def test_silence_calls_no_decoder():
@@ -353,14 +364,14 @@ async def test_under_load_partials_become_rare_and_stop_and_no_final_is_lost():
     for _ in range(30):
         # The detector keeps up, the decoder does not.
         await bench.play(leg, call(next(words), gap=0.7), answer="vad")
-        level.append(bench.queue.load.level)
-    assert level[-1] == len(RecognizerConfig().partial_intervals_s) + 1
-    assert not bench.queue.load.speculates
+        level.append(bench.queue.lanes["live"].load.level)
+    assert level[-1] == bench.queue.lanes["live"].load.highest
+    assert not bench.queue.lanes["live"].load.speculates
     await bench.finish()
     assert leg.listener.words == [f"w{i}" for i in range(1001, 1031)]
     for _ in range(500):
         await bench.tick()
-    assert bench.queue.load.level == 0
+    assert bench.queue.lanes["live"].load.level == 0
 
 
 async def test_the_leg_is_told_when_its_words_fall_behind_and_when_they_are_back():
@@ -413,6 +424,117 @@ async def test_a_leg_ends_even_where_no_engine_ever_answers():
     async with asyncio.timeout(10):
         await leg.recognition.finish()
     assert leg.listener.words == []
+
+
+class Mortal(ScriptedLiveTranscriber):
+    """A remote engine, which may be down."""
+
+    down = False
+
+    def decode(self, jobs):
+        if self.down:
+            raise EngineDown("live", "refused", retry_after_s=5.0)
+        return super().decode(jobs)
+
+
+async def finishes(bench, leg, *, beside):
+    """Return whether a leg that has ended is over soon, while another one goes on talking."""
+    ending = asyncio.create_task(leg.recognition.finish())
+    for number in range(2000):
+        beside.ring.append(audio([(1003 if number % 16 < 8 else 0, 0.064)]).tobytes())
+        await bench.tick()
+        await asyncio.sleep(0.0005)
+        if ending.done():
+            return True
+    ending.cancel()
+    return False
+
+
+async def test_a_leg_ends_although_the_engine_is_down_and_others_talk():
+    """The detector's answers about other legs were once taken for progress."""
+    live = Mortal()
+    bench = Bench(inference=FakeInference(live=live), config=RecognizerConfig(given_up_s=0.05))
+    leg, other = bench.open(), bench.open()
+    live.down = True
+    await bench.play(leg, call(1001))
+    assert await finishes(bench, leg, beside=other)
+
+
+async def test_what_is_given_up_is_withdrawn_and_the_listener_knows_what_it_lost():
+    live = Mortal()
+    bench = Bench(inference=FakeInference(live=live), config=RecognizerConfig(given_up_s=0.05))
+    leg, other = bench.open(), bench.open()
+    await bench.play(leg, audio([(0, 0.5), (1001, 1.5)]))
+    assert leg.listener.partials
+    live.down = True
+    await bench.play(leg, audio([(0, 1.0), (1002, 1.0)]))
+    assert not leg.listener.finals
+    assert await finishes(bench, leg, beside=other)
+    assert [text for *_, text in leg.listener.spans] == ["", ""]
+    assert leg.listener.losses == [each[:2] for each in leg.listener.spans]
+
+
+async def test_audio_that_no_detector_has_heard_is_lost_when_the_leg_is_given_up():
+    bench = Bench(config=RecognizerConfig(given_up_s=0.01))
+    leg = bench.open()
+    bench.inference.stopped = True
+    await bench.play(leg, call(1001))
+    async with asyncio.timeout(10):
+        await leg.recognition.finish()
+    assert leg.listener.losses == [(0, leg.ring.end)]
+
+
+async def test_finals_of_a_leg_without_spill_wait_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr("callcore.leg_recognition._KEPT_S", 10.0)
+    bench = Bench()
+    leg = bench.open()
+    await bench.play(leg, call(*range(1001, 1011), length=3.0), answer="vad")
+    kept = [len(job.samples) for job in leg.recognition._finals if job.result is None]
+    assert sum(kept) <= 10 * SECOND
+    await bench.finish()
+    texts = [text for *_, text in leg.listener.spans]
+    assert len(texts) == 10
+    assert texts[-1] == "w1010"
+    assert texts.count("") == len(leg.listener.losses) == 10 - len(kept)
+
+
+async def test_a_leg_that_is_over_keeps_no_audio():
+    bench = Bench()
+    leg = bench.open()
+    await bench.play(leg, call(1001, 1002), answer="vad")
+    await bench.play(leg, audio([(1003, 1.0)]), answer="vad")
+    gone = weakref.ref(leg.recognition)
+    gc.disable()
+    try:
+        leg.recognition.discard()
+        leg.recognition = None
+        bench.inference.die()
+        await bench.tick()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_a_spill_that_stalls_for_a_second_costs_no_word():
+    bench = Bench()
+    samples = call(*range(1001, 1021))
+
+    def spill(start, end):
+        if bench.clock.now < works_from:
+            raise OSError("disk is busy")
+        return samples[start:end]
+
+    leg = bench.open(spill=spill, capacity=4 * SECOND)
+    bench.inference.stopped = True
+    await bench.play(leg, samples)
+    bench.inference.stopped = False
+    works_from = bench.clock.now + 1.5
+    for _ in range(400):
+        await bench.tick()
+        await asyncio.gather(*bench.queue.fetches)
+    await bench.finish()
+    assert leg.listener.losses == []
+    assert leg.listener.words == [f"w{i}" for i in range(1001, 1021)]
 
 
 async def test_what_the_ring_has_lost_is_read_from_the_spill():
@@ -479,6 +601,8 @@ async def test_an_utterance_that_kills_the_process_each_time_is_given_up_alone()
         await bench.tick()
     assert bad.listener.words == ["w1002"]
     assert [final.text for *_, final in bad.listener.finals] == ["", "w1002"]
+    assert bad.listener.losses == [bad.listener.finals[0][1:3]]
+    assert good.listener.losses == []
     assert good.listener.words == ["w1001", "w1002"]
 
 
@@ -580,6 +704,56 @@ async def test_a_language_that_turns_out_wrong_is_found_anew():
     assert leg.recognition.language == "en"
 
 
+async def test_legs_of_a_call_find_its_language_together():
+    live = Linguist()
+    bench = Bench(inference=FakeInference(live=live))
+    spoken = CallLanguage()
+    caller = bench.open(language=None, call_language=spoken)
+    agent = bench.open(language=None, call_language=spoken)
+    stranger = bench.open(language=None)
+    english = bench.open(language="en", call_language=spoken)
+    await bench.play(caller, call(2001, length=3.0))
+    assert caller.recognition.language == agent.recognition.language == "fr"
+    assert stranger.recognition.language is None
+    assert english.recognition.language == "en"
+    await bench.play(agent, call(2002))  # too short to tell, and need not
+    assert live.asked[-1] == ("w2002", "fr")
+    # Two bad finals in a row of one leg: it looks again, and the others keep what they know.
+    await bench.play(agent, call(1003))
+    assert agent.recognition.language == "fr"
+    await bench.play(agent, call(1004))
+    assert agent.recognition.language is None
+    assert caller.recognition.language == "fr"
+
+
+async def test_a_long_utterance_tells_the_language_of_its_leg_whatever_the_others_speak():
+    live = Linguist()
+    bench = Bench(inference=FakeInference(live=live))
+    spoken = CallLanguage()
+    guest, interpreter = (bench.open(language=None, call_language=spoken) for _ in range(2))
+    await bench.play(guest, call(2001, length=3.0))
+    await bench.play(interpreter, call(1001, length=3.0))
+    assert guest.recognition.language == "fr"
+    assert interpreter.recognition.language == "en"
+    await bench.play(guest, call(2002))
+    await bench.play(interpreter, call(1002))
+    assert live.asked[-1] == ("w1002", "en")
+    assert all(final.avg_logprob > -1 for leg in bench.legs for *_, final in leg.listener.finals)
+
+
+async def test_the_audio_of_each_leg_has_a_key_of_its_own():
+    bench = Bench()
+    legs = [bench.open() for _ in range(3)]
+    assert len({leg.recognition.stream for leg in legs} - {0}) == 3
+    seen = []
+    decode = bench.inference.live.decode
+    bench.inference.live.decode = lambda jobs: seen.extend(jobs) or decode(jobs)
+    await bench.play(legs[1], call(1001))
+    assert {job.stream for job in seen} == {legs[1].recognition.stream}
+    start, end, _ = legs[1].listener.spans[0]
+    assert any((job.start, job.start + len(job.samples)) == (start, end) for job in seen)
+
+
 async def test_a_given_language_stays():
     bench = Bench(inference=FakeInference(live=Linguist()))
     leg = bench.open(language="de")
@@ -594,6 +768,62 @@ async def test_a_lost_stretch_of_audio_without_spill_ends_the_utterance_and_goes
     leg.ring.append(audio([(0, 5.0), (1002, 0.5), (0, 1.0)]).tobytes())
     await bench.finish()
     assert [text for *_, text in leg.listener.spans] == ["", "w1002"]
+    # People learn that words are missing, and where.
+    ((start, end), *others) = leg.listener.losses
+    assert start == 1 * SECOND // 256 * 256
+    assert end == 7.5 * SECOND - 2 * SECOND
+    # The utterance that the loss ended has no samples left either.
+    assert all(0 <= begin < until <= start for begin, until in others)
+
+
+async def test_a_leg_that_loses_nothing_is_told_of_no_loss():
+    bench = Bench()
+    leg = bench.open(capacity=4 * SECOND)
+    await bench.play(leg, call(*range(1001, 1011)))
+    await bench.play(leg, np.random.default_rng(0).integers(-3000, 3000, 9000).astype(np.int16))
+    await bench.finish()
+    assert leg.listener.losses == []
+    assert leg.listener.finals[-1][3].text == ""
+
+
+async def test_a_long_silence_keeps_the_detector_idle_and_costs_no_onset():
+    bench = Bench()
+    leg = bench.open()
+    await bench.play(leg, audio([(0, 20.0)]))
+    asked = []
+    probabilities = bench.inference.objects["vad"].probabilities
+    bench.inference.objects["vad"].probabilities = lambda samples, states: (
+        asked.append(sum(map(len, samples))) or probabilities(samples, states)
+    )
+    await bench.play(leg, audio([(0, 5.0)]))
+    assert not asked
+    assert leg.listener.lags == []
+    await bench.play(leg, call(1001))
+    ((start, _, text),) = leg.listener.spans
+    assert text == "w1001"
+    assert start == pytest.approx(25.5 * SECOND - 0.25 * SECOND, abs=512)
+
+
+async def test_a_leg_that_was_behind_and_falls_silent_is_told_that_it_has_caught_up():
+    """What the gate keeps back until it knows whether speech follows once counted as late."""
+    bench = Bench()
+    leg = bench.open()
+    await bench.play(leg, call(1001))
+    bench.inference.stopped = True
+    await bench.play(leg, audio([(1002, 0.5), (0, 4.0)]))
+    bench.inference.stopped = False
+    await bench.play(leg, audio([(0, 20.0)]))
+    assert leg.listener.lags == ["behind", "ok"]
+
+
+async def test_no_leg_is_opened_on_an_engine_that_is_down():
+    bench = Bench()
+    lane = bench.queue.lanes["live"]
+    lane.rest(EngineDown("live", "refused", retry_after_s=5.0), 0.0)
+    assert bench.open().refused
+    assert bench.open(language="sw").recognition
+    bench.clock.now += 5.5
+    assert bench.open().recognition
 
 
 words_and_gaps = st.lists(

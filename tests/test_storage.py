@@ -21,7 +21,7 @@ from callcore.storage import Storage
 from tests.support.databases import Clock, clock, database_url, storage
 from tests.support.postgres import shared
 
-MIGRATIONS = ["0001_initial", "0002_post_call", "0003_asterisk"]
+MIGRATIONS = ["0001_initial", "0002_post_call", "0003_asterisk", "0004_daemon_figures"]
 
 __all__ = ["clock", "database_url", "storage"]
 
@@ -164,6 +164,19 @@ class TestLegs:
         assert (call.facts.caller, call.facts.queue, call.facts.agent) == ("+256", "q", None)
         assert call == storage.call(caller) == storage.call(agent)
         assert [live.call_id for live in storage.live_calls()] == ["17.1"]
+
+    def test_a_silent_call_had_a_stream_and_has_none_now(self, storage: Storage) -> None:
+        legs = {each: new_uuid() for each in ("waits", "streams", "over", "ended", "half")}
+        second = new_uuid()
+        for call_id, own in legs.items():
+            storage.register_leg(own, CallFacts(call_id=call_id, leg="caller"), 10)
+        storage.register_leg(second, CallFacts(call_id="half", leg="agent"), 10)
+        for own in (legs["streams"], legs["over"], legs["ended"], legs["half"], second):
+            storage.consume_leg(own, "daemon")
+        for own in (legs["over"], legs["ended"], legs["half"]):
+            storage.end_leg(own, "hangup", None)
+        storage.end_call_if_idle("ended", "hangup")
+        assert [call.call_id for call in storage.silent_calls()] == ["over"]
 
     def test_a_uuid_is_consumed_once(self, storage: Storage) -> None:
         own = new_uuid()

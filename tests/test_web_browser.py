@@ -1,5 +1,6 @@
 """The pages in a real browser."""
 
+import re
 import wave
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -108,10 +109,111 @@ def test_a_partial_is_shown_as_provisional_and_replaced_by_its_final(
         until_text(browser, ".partial", "hm")
         partial(pages, 4, "", 0, start=5.0)
         until(browser, lambda b: not b.find_elements(By.CSS_SELECTOR, ".partial"))
-        pages.publish("lag.updated", CALL, lag_s=7.0, state="behind")
-        until_text(browser, "#lag", "7 s behind")
         assert browser.execute_script("return window.hacked") is None
         assert HOSTILE in text_of(browser, "h1")
+
+
+def late_s(browser: webdriver.Chrome) -> int:
+    found = re.fullmatch(r"Words appear about (\d+) s late", text_of(browser, "#lag"))
+    return int(found[1]) if found else 0
+
+
+def test_late_words_are_said_to_be_late_and_read_out_once(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    pages.begin_call(CALL)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#lag", "On time")
+        assert text_of(browser, "#waiting") == "Waiting for the first words…"
+        browser.execute_script(
+            "window.said = []; const said = document.getElementById('lag-said');"
+            "new MutationObserver(() => window.said.push(said.textContent))"
+            ".observe(said, { childList: true })"
+        )
+        assert browser.find_element(By.ID, "lag-said").get_attribute("role") == "status"
+        pages.publish("lag.updated", CALL, lag_s=4.0, state="behind")
+        until_text(browser, "#waiting", "The first words are late.")
+        # Only the change is told: the delay grows until words come, and then it is theirs.
+        until(browser, lambda b: late_s(b) > 4)
+        pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "At last.", latency=40.0))
+        until(browser, lambda b: late_s(b) >= 40)
+        # What the other party says may be on time.
+        pages.say(CALL, segment_of(2, "agent", 3.0, 4.0, "I hear you.", latency=0.8))
+        until_text(browser, "#transcript", "I hear you.")
+        assert late_s(browser) >= 40
+        assert browser.execute_script("return said") == ["Words appear about 4 s late."]
+        pages.publish("lag.updated", CALL, lag_s=0.5, state="ok")
+        until_text(browser, "#lag", "On time, 0.8 s after speech")
+        assert browser.execute_script("return said.at(-1)") == "Words appear on time again."
+    until_text(browser, "#connection", "Connecting again")
+    assert not browser.find_element(By.ID, "lag").is_displayed()  # nobody knows
+
+
+def test_words_that_are_lost_leave_a_gap_that_is_seen_and_read_out(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    pages.begin_call(CALL)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "Hello."))
+        for start in (12.0, 20.0):
+            lost = {"start": start, "end": start + 6.0, "reason": "too many words wait"}
+            pages.publish("audio.lost", CALL, leg="caller", **lost)
+        on_disk = {"start": 31.0, "end": 33.0, "reason": "disk failed"}
+        pages.publish("audio.lost", CALL, leg="agent", **on_disk)
+        pages.say(CALL, segment_of(2, "caller", 40.0, 41.0, "Are you there?"))
+        until_text(browser, "#transcript", "Are you there?")
+        shown = [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".turn-text")]
+        assert shown == [
+            "Hello.",
+            "Words may be missing from 0:12 to 0:26.",  # one gap, not many
+            "The sound from 0:31 to 0:33 could not be saved.",
+            "Are you there?",
+        ]
+        assert "Caller: Words may be missing from 0:20 to 0:26." in text_of(browser, "#announcer")
+        assert browser.execute_script(FAINT) == []
+
+
+def test_a_settled_word_that_changed_is_marked_for_whoever_has_read_it(
+    pages: Pages, browser: webdriver.Chrome
+) -> None:
+    pages.begin_call(CALL)
+    with pages.served() as url:
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#connection", "Connected")
+        partial(pages, 1, "it is fifteen and", 3)
+        until_text(browser, ".partial .stable", "it is fifteen")
+        pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "It is fifty.", revised=True))
+        until_text(browser, ".corrected", "corrected")
+        pages.say(CALL, segment_of(2, "caller", 2.5, 3.0, "Nobody saw more.", revised=True))
+        until_text(browser, "#transcript", "Nobody saw more.")
+        assert len(browser.find_elements(By.CSS_SELECTOR, ".corrected")) == 1
+
+
+def test_a_site_without_recognition_during_calls_promises_no_words(
+    tmp_path: Path, valkey: Valkey, browser: webdriver.Chrome
+) -> None:
+    pages = Pages(tmp_path, valkey.url, environ={"CALLCORE_LIVE": "off"})
+    pages.begin_call(CALL)
+    with pages.served() as url:
+        browser.get(url)
+        until_text(browser, "#rows [data-field=lag]", "After the call")
+        browser.get(f"{url}/calls/{CALL}/live")
+        until_text(browser, "#no-text", "recognition during calls is switched off.")
+        assert text_of(browser, "#waiting").startswith("Nothing is written here")
+        assert text_of(browser, "#without") == "No live text"
+        assert not browser.find_element(By.ID, "lag").is_displayed()
+        # A piece that the recording lacks is none that somebody recognised.
+        pages.publish("audio.lost", CALL, leg="caller", start=1.0, end=2.0, reason="disk too slow")
+        until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#transcript .lost"))
+        assert text_of(browser, "#without") == "No live text"
+        # Another daemon of the site may recognise all the same.
+        pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "Hello."))
+        until(browser, lambda b: b.find_element(By.ID, "lag").is_displayed())
+        assert not browser.find_element(By.ID, "no-text").is_displayed()
+    pages.close()
 
 
 def test_the_page_goes_on_after_the_web_process_was_restarted(
@@ -146,7 +248,9 @@ def test_a_page_whose_events_were_lost_loads_the_call_anew(
         pages.say(CALL, segment_of(1, "caller", 1.0, 2.0, "One."))
         until_text(browser, "#transcript", "One.")
         stopped_valkey.kill()
-        until_text(browser, "#connection", "event broker is away")
+        until_text(browser, "#connection", "New text is held up; it will follow")
+        resize(browser, 320, 844)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
         (path,) = stopped_valkey.folder.glob("appendonlydir/*.incr.aof")
         path.write_bytes(b"garbage\r\n" * 10)
         pages.storage.add_live_segment(CALL, segment_of(2, "agent", 3.0, 4.0, "Two."))
@@ -264,7 +368,7 @@ def test_the_lobby_shows_calls_come_run_and_go(pages: Pages, browser: webdriver.
         assert not browser.find_element(By.ID, "empty").is_displayed()
         assert text_of(browser, "#count") == "1"
         pages.publish("lag.updated", CALL, lag_s=7.0, state="behind")
-        until_text(browser, "#rows", "7 s behind")
+        until_text(browser, "#rows", "s late")
         until_text(browser, "#rows [data-field=timer]", "0:0")
         pages.end_call(CALL)
         until_text(browser, "#rows", "Call ended")
@@ -340,21 +444,22 @@ def test_a_leg_without_live_text_is_said_calmly(pages: Pages, browser: webdriver
         without_text(pages, pages.legs["agent"])
         pages.publish("lag.updated", CALL, lag_s=None, state="recording")
         until_text(browser, "#no-text", "No live text for the agent: too many calls at once.")
-        assert text_of(browser, "#no-text").endswith("The recording will be transcribed.")
+        assert text_of(browser, "#no-text").endswith("after the call, from the recording.")
+        assert text_of(browser, "#without") == "No live text for the agent"  # beside the delay
         assert notice.is_displayed()
         until_text(browser, "#legs", "on the line, no live text")
         # The other leg goes on as before.
         pages.publish("lag.updated", CALL, lag_s=7.0, state="behind")
-        until_text(browser, "#lag", "7 s behind")
+        until_text(browser, "#lag", "Words appear about")
         pages.publish("lag.updated", CALL, lag_s=None, state="recording")
         pages.say(CALL, segment_of(2, "caller", 3.0, 4.0, "Can you hear me?"))
         until_text(browser, "#transcript", "Can you hear me?")
-        assert text_of(browser, "#lag") == "Text is 7 s behind"
+        assert text_of(browser, "#lag").startswith("Words appear about")
         # Whoever comes later learns it from the record.
         browser.get(f"{url}/calls/{CALL}/live")
         until_text(browser, "#no-text", "No live text for the agent")
         browser.get(url)
-        until_text(browser, "#rows [data-field=lag]", "7 s behind")
+        until_text(browser, "#rows [data-field=lag]", "late. Agent: after the call")
 
 
 def test_a_call_without_any_live_text_is_not_waited_for(
@@ -369,7 +474,7 @@ def test_a_call_without_any_live_text_is_not_waited_for(
         until_text(browser, "#rows [data-field=lag]", "After the call")
         browser.get(f"{url}/calls/{CALL}/live")
         until_text(browser, "#no-text", "No live text for this call: too many calls at once.")
-        until_text(browser, "#waiting", "The words come after the call, from its recording.")
+        until_text(browser, "#waiting", "Nothing is written here during this call, whoever speaks.")
         assert not browser.find_element(By.ID, "lag").is_displayed()
 
 
@@ -427,7 +532,7 @@ def test_a_page_that_missed_the_refusal_learns_of_it_from_the_record(
         until_text(browser, "#connection", "Connected")
         until_text(browser, "#transcript", "My secret.")
         stopped_valkey.kill()
-        until_text(browser, "#connection", "event broker is away")
+        until_text(browser, "#connection", "New text is held up")
         (path,) = stopped_valkey.folder.glob("appendonlydir/*.incr.aof")
         path.write_bytes(b"garbage\r\n" * 10)
         refuse(pages, CALL)

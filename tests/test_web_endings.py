@@ -322,7 +322,7 @@ async def test_a_lost_recording_leaves_the_live_text(
     lost(pages, CALL)
     page = await text_of(client, f"/calls/{CALL}")
     assert "It was written while people spoke; the recording could not be transcribed." in page
-    assert "Agent: no live text. Too many calls at once: its text comes from the recording." in page
+    assert "Agent: no live text. Too many calls at once; its text comes from the recording." in page
     assert "Hello there" in page
 
 

@@ -384,6 +384,15 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ),
         is_open=True,
     ),
+    ("GET", "/metrics"): Operation(
+        "readMetrics",
+        "Site",
+        "How busy it is",
+        (Answer(200, "Figures in the text format of Prometheus.", media=("text/plain",)),),
+        "Live legs, decoder load, seconds behind, legs without text, finals; how many recordings "
+        "wait for each step, and how long. Nothing of a call.",
+        errors={503: _AWAY},
+    ),
     ("GET", "/openapi.json"): Operation(
         "readOpenApi",
         "Site",

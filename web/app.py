@@ -21,7 +21,7 @@ from callcore.insights_document import SCHEMA_FILE
 from callcore.jobs import Waker
 from callcore.settings import Settings, broker_url
 from callcore.storage import Storage
-from web import api, api_analysis, api_docs, openapi, views
+from web import api, api_analysis, api_docs, metrics, openapi, views
 from web.answers import STATUS_OF_CODE, ApiError
 from web.security import HOOK_PATH, Guard, Sessions, is_api, secure_headers
 from web.site import Site
@@ -67,6 +67,7 @@ ROUTES = [
     # Probes
     Route("/live", api.is_live),
     Route("/ready", api.is_ready),
+    Route("/metrics", metrics.answer),
 ]
 
 

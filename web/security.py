@@ -10,6 +10,9 @@ A cookie travels with requests that other sites cause. Everything but GET and HE
 come from our own pages unless it carries the bearer token (Fetch Metadata; else Origin).
 
 Where reports of recordings are signed, see ``hooks``, that one address is left to the signature.
+
+What collects metrics keeps its secret in a configuration file. ``CALLCORE_METRICS_TOKEN`` is one
+for that: it opens ``METRICS_PATH``, as a bearer token, and nothing else.
 """
 
 import hashlib
@@ -37,9 +40,12 @@ RENEW_S = 3600
 #: Where recordings are reported; with ``CALLCORE_HOOK_SECRETS``, ``hooks`` decides who may.
 HOOK_PATH = "/api/recording-done/"
 
+#: Where metrics are read.
+METRICS_PATH = "/metrics"
+
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OPEN_PATHS = frozenset({"/login", "/live", "/ready"})
-_API_PATHS = ("/api/", "/events/", "/live", "/ready", "/openapi.json")
+_API_PATHS = ("/api/", "/events/", "/live", "/ready", METRICS_PATH, "/openapi.json")
 
 #: No inline script or style, nothing from elsewhere, no frames around us.
 CONTENT_SECURITY_POLICY = (
@@ -98,12 +104,12 @@ class Sessions:
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self._key = hashlib.sha256(b"callcore session\0" + token.encode()).digest()
-        self._token = hashlib.sha256(token.encode()).digest()
+        self._token = _digest(token)
         self._clock = clock
 
     def is_token(self, text: str) -> bool:
         """Return whether ``text`` is the site's token, in a time that does not tell how much."""
-        return hmac.compare_digest(hashlib.sha256(text.encode()).digest(), self._token)
+        return hmac.compare_digest(_digest(text), self._token)
 
     def issue(self) -> str:
         """Return a cookie's value that is good from now on."""
@@ -179,7 +185,7 @@ class Guard:
             return None  # a signature can be checked only when the body is there
         if self._sessions is None:
             self._require_loopback(headers)
-        elif has_bearer(headers, self._sessions):
+        elif has_bearer(headers, self._sessions) or self._may_read_metrics(scope, headers):
             return None
         if scope["method"] not in _SAFE_METHODS and not _is_from_our_pages(headers):
             raise ApiError(
@@ -200,6 +206,12 @@ class Guard:
         target = f"/login?next={quote(path)}" if scope["method"] in _SAFE_METHODS else "/login"
         return RedirectResponse(target, 303)
 
+    def _may_read_metrics(self, scope: Scope, headers: Headers) -> bool:
+        token = self._settings.metrics_token
+        if not token or scope["path"] != METRICS_PATH or scope["method"] not in _SAFE_METHODS:
+            return False
+        return hmac.compare_digest(_digest(_bearer(headers)), _digest(token))
+
     @staticmethod
     def _require_loopback(headers: Headers) -> None:
         if not is_loopback_host(headers.get("host", "")):
@@ -213,8 +225,18 @@ class Guard:
 
 def has_bearer(headers: Headers, sessions: Sessions) -> bool:
     """Return whether a request carries the site's token."""
+    return sessions.is_token(_bearer(headers))
+
+
+def _bearer(headers: Headers) -> str:
+    """Return the token that a request carries, empty if it has none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and sessions.is_token(token.strip())
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _digest(text: str) -> bytes:
+    """Return what is compared in a time that does not tell how much is alike."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _is_from_our_pages(headers: Headers) -> bool:

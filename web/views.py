@@ -43,6 +43,7 @@ async def lobby(request: Request) -> Response:
         "lobby.html",
         here="lobby",
         calls=state["calls"],
+        recognition=site.settings.live,
         sample=_SAMPLE,
         audiosocket=str(site.settings.audiosocket_bind),
     )
@@ -83,8 +84,9 @@ def _calls_page(request: Request) -> Response:
 
 async def live(request: Request) -> Response:
     """``/calls/<id>/live``: the agent's page."""
-    found = await run_in_threadpool(site_of(request).storage.call, request.path_params["call_id"])
-    return _page(request, "live.html", call=call_json(found))
+    site = site_of(request)
+    found = await run_in_threadpool(site.storage.call, request.path_params["call_id"])
+    return _page(request, "live.html", call=call_json(found), recognition=site.settings.live)
 
 
 async def call(request: Request) -> Response:

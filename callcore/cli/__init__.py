@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("list", "pull", "verify"))
     models.add_argument("names", nargs="*", metavar="NAME", help="default: what the settings use")
     _add_process(add("process", _process, "Analyse recordings, without servers."))
+    _add_bench(add("bench", _bench, "Measure live recognition on this machine."))
     hooks = add("webhooks", _webhooks, "Test the outbound webhooks, or show what they delivered.")
     hooks.add_argument("action", choices=("test", "log"))
     return parser
@@ -105,6 +106,49 @@ def _add_play(play: argparse.ArgumentParser) -> None:
     play.add_argument(
         "--unregistered", action="store_true", help="do not register the legs at the web server"
     )
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    # What is measured comes first, so that other parts can get benches of their own.
+    bench.add_argument("part", choices=("live",), help="live: legs into a daemon of its own")
+    bench.add_argument("--legs", type=_count, default=6, metavar="N", help="at once (6)")
+    bench.add_argument(
+        "--seconds", type=_seconds, default=60.0, metavar="S", help="length of a leg (60)"
+    )
+    bench.add_argument("--model", metavar="M", help="live Whisper model; default: the settings'")
+    bench.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder whose manifest.json lists file, text, language; default: the sample calls",
+    )
+    bench.add_argument(
+        "--partials",
+        choices=("adaptive", "fixed"),
+        default="adaptive",
+        help="rarer under load, as sites have them, or one each 0.8 s of speech",
+    )
+    bench.add_argument(
+        "--cores", type=_count, default=1, metavar="C", help="cores of the daemon (1)"
+    )
+    bench.add_argument("--runs", type=_count, default=1, metavar="R", help="medians of so many (1)")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError("expected a whole number from 1 to 10000")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 5 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("expected seconds from 5 to 3600")
+    return seconds
 
 
 def _add_process(process: argparse.ArgumentParser) -> None:
@@ -203,6 +247,22 @@ def _play(arguments: argparse.Namespace, settings: Settings) -> int:
             register=not arguments.unregistered,
         )
     )
+
+
+def _bench(arguments: argparse.Namespace, settings: Settings) -> int:
+    from callcore.cli.bench import bench_live
+    from callcore.live_bench import Plan
+
+    plan = Plan(
+        legs=arguments.legs,
+        seconds=arguments.seconds,
+        model=arguments.model,
+        data=arguments.data,
+        partials=arguments.partials,
+        cores=arguments.cores,
+        runs=arguments.runs,
+    )
+    return bench_live(settings, plan, as_json=arguments.json)
 
 
 def _process(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -41,7 +41,7 @@ class LiveView:
             self._partials.pop(event["leg"], None)
             self._redraw()
         elif kind == "lag.updated" and event["state"] == "recording":
-            self.say(self._dim("         too many calls at once: a leg gets no live text"))
+            self.say(self._dim("         a leg gets no live text"))
         elif kind == "lag.updated" and event["state"] != "ok":
             self.say(self._dim(f"         recognition is {event['lag_s']:.1f} s behind"))
 

@@ -173,7 +173,10 @@ class CheckedCall:
             call = self._call()
             for leg in call.legs if call else ():
                 if leg.no_text:
-                    remedy = "try again when fewer calls run, or raise CALLCORE_LIVE_MAX_LOAD"
+                    remedy = (
+                        "of too many calls: try again when fewer run, or raise "
+                        "CALLCORE_LIVE_MAX_LOAD; of no answer: see models and endpoint above"
+                    )
                     return Finding(check, "warning", f"no live text: {leg.no_text}", remedy)
             return bool(self._storage.live_segments(self._call_id))
 

@@ -22,6 +22,7 @@ from callcore.calls import now
 from callcore.category_rules import failed_examples
 from callcore.consent import Consent
 from callcore.doctor.finding import Finding
+from callcore.doctor.transcription import check_device, check_endpoint
 from callcore.errors import CallcoreError, ConfigError
 from callcore.settings import Address, Settings, broker_url
 from callcore.storage import Storage
@@ -55,6 +56,8 @@ def findings(settings: Settings, secret_files: Sequence[Path] = ()) -> Iterator[
         partial(check_permissions, secret_files=secret_files),
         _disk,
         _models,
+        check_device,
+        check_endpoint,
         check_taxonomies,
         _database,
         check_consent,

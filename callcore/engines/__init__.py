@@ -46,6 +46,14 @@ class DecodeJob:
     """Whether word times are wanted: finals."""
     speech_s: float
     """Seconds of it that the speech detector took for speech."""
+    redo: bool = True
+    """Whether a final may take more time: a longer window, at once or where the short one left
+    doubts, and a wide beam; False under overload."""
+    stream: int = 0
+    """Key of the audio that it was cut from: an engine may keep features of one stream from one
+    job to the next. 0 where nothing shall be kept."""
+    start: int = 0
+    """Absolute index in that stream of the first sample."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import Segment, TranscriptionInfo, get_compression_ratio
-from faster_whisper.transcribe import Word as WhisperWord
+from faster_whisper.transcribe import Segment, TranscriptionInfo
 
 from callcore.engines import Floats, TranscribedSegment, guards
 from callcore.errors import EngineError, ModelError
@@ -23,14 +22,6 @@ from callcore.results import Word
 
 #: Hz that ``transcribe`` takes.
 _RATE = 16_000
-
-#: Text that compresses better than this is one phrase over and over.
-_COMPRESSION_RATIO = 2.4
-
-#: Segments of a window that repeats itself are believed as said again where their words are at
-#: least so sure and come no faster than people speak.
-_SURE_WORDS = 0.5
-_FASTEST_WORDS_PER_S = 5.0
 
 #: Parameters of ``WhisperModel.transcribe``.
 _PARAMETERS: dict[str, Any] = {
@@ -40,7 +31,7 @@ _PARAMETERS: dict[str, Any] = {
     "word_timestamps": True,
     # A second try at these temperatures where the first is one phrase over and over.
     "temperature": [0.0, 0.2, 0.4],
-    "compression_ratio_threshold": _COMPRESSION_RATIO,
+    "compression_ratio_threshold": guards.COMPRESSION_RATIO,
     "log_prob_threshold": -1.0,
     "no_speech_threshold": 0.6,
     # Words surrounded by more than two seconds of silence are looked at again.
@@ -106,30 +97,41 @@ class BatchWhisper:
 
     name = "faster-whisper"
 
-    def __init__(self, model: str, *, compute_type: str = "int8", threads: int = 0) -> None:
+    def __init__(
+        self, model: str, *, compute_type: str = "", threads: int = 0, device: str = "cpu"
+    ) -> None:
         """Load the model.
 
         Args:
             model: Folder of the model's files.
-            compute_type: CTranslate2's name, e.g. ``int8``.
+            compute_type: CTranslate2's name; empty: ``int8`` on the processor, ``int8_float16`` on
+                a GPU.
             threads: Cores that one decode uses; 0 leaves it to the library.
+            device: ``cpu``, or ``cuda`` for the first GPU.
 
         Raises:
             ModelError: If it cannot be loaded.
         """
         folder = Path(model)
+        compute_type = compute_type or ("int8" if device == "cpu" else "int8_float16")
         try:
             # Only a folder: given a name, the library would look for it in the network.
             if not folder.is_dir():
                 raise FileNotFoundError("it is no folder")
             self._model = _Whisper(
-                model, compute_type=compute_type, cpu_threads=threads, local_files_only=True
+                model,
+                device=device,
+                compute_type=compute_type,
+                cpu_threads=threads,
+                local_files_only=True,
             )
         except Exception as error:  # tokenizers raises plain Exception
             raise ModelError(folder.name, f"faster-whisper cannot load it: {error}") from error
         self.model = folder.name
         self.version = metadata.version("faster-whisper")
         self.parameters: dict[str, Any] = {**_PARAMETERS, "compute_type": compute_type}
+        if device != "cpu":
+            self.parameters["device"] = device
 
     def transcribe(
         self, samples: Floats, language: str | None, hotwords: str | None = None
@@ -173,43 +175,37 @@ class BatchWhisper:
             self._model.forget()
 
 
-def _said_again(pieces: list[WhisperWord], text: str, spoken_s: float) -> bool:
-    """Tell whether a segment of a window that repeats itself sounds like one said again."""
-    sure = sum(piece.probability for piece in pieces) >= _SURE_WORDS * len(pieces)
-    slow = len(pieces) <= _FASTEST_WORDS_PER_S * spoken_s
-    return sure and slow and get_compression_ratio(text) <= _COMPRESSION_RATIO
-
-
 def _kept(
     segment: Segment, about: TranscriptionInfo, duration_s: float
 ) -> TranscribedSegment | None:
     """Return the segment without what was invented, None if all of it was."""
-    pieces = segment.words or []
-    spoken_s = max(segment.end - segment.start, 0.0)
-    kept = guards.num_words_before_loop([piece.word for piece in pieces], spoken_s)
-    pieces = pieces[:kept]
-    text = "".join(piece.word for piece in pieces).strip()
+    written = [
+        Word(piece.word, piece.start, max(piece.start, piece.end), piece.probability)
+        for piece in segment.words or ()
+    ]
+    spoken = [written[i] for i in guards.without_loops(written, duration_s)]
+    speech_s = max(segment.end - segment.start, 0.0)
     # The ratio is that of the whole window, where people and announcements may repeat themselves.
-    if segment.compression_ratio > _COMPRESSION_RATIO and not _said_again(pieces, text, spoken_s):
+    if segment.compression_ratio > guards.COMPRESSION_RATIO and not guards.said_again(
+        spoken, speech_s, segment.no_speech_prob
+    ):
         return None
+    text = "".join(word.w for word in spoken).strip()
     if guards.invented(
         text,
-        speech_s=spoken_s,
+        speech_s=speech_s,
         avg_logprob=segment.avg_logprob,
         no_speech_prob=segment.no_speech_prob,
     ):
         return None
-    words = tuple(
-        Word(piece.word.strip(), piece.start, max(piece.start, piece.end), piece.probability)
-        for piece in pieces
-    )
-    words = guards.words_within(words, duration_s)
-    if not words:
+    within = guards.words_within(spoken, duration_s)
+    if not within:
         return None
+    words = tuple(Word(word.w.strip(), word.s, word.e, word.p) for word in within)
     return TranscribedSegment(
         start=words[0].s,
         end=words[-1].e,
-        text=" ".join(word.w for word in words) if len(words) < len(pieces) else text,
+        text=" ".join(word.w for word in words) if len(words) < len(spoken) else text,
         words=words,
         language=about.language,
         avg_logprob=segment.avg_logprob,

@@ -31,8 +31,9 @@ from callcore.calls import (
 )
 from callcore.database import Database, Row
 from callcore.errors import CallcoreError, Refused
+from callcore.live_figures import LiveFigures, SiteFigures
 from callcore.results import Segment
-from callcore.storage import call_rows, consent_rows, recording_rows
+from callcore.storage import call_rows, consent_rows, figure_rows, recording_rows
 
 #: Seconds for which a daemon's last report of its load counts.
 LOAD_VALID_S = 15.0
@@ -224,15 +225,26 @@ class Storage:
         with self.database.transaction():
             return call_rows.adopt_capture(self.database, uuid, capture_path)
 
-    def note_daemon(self, name: str, load: float | None = None) -> None:
+    def note_daemon(
+        self, name: str, load: float | None = None, figures: LiveFigures | None = None
+    ) -> None:
         """Store a sign of life of a daemon.
 
         Args:
             name: Of the daemon.
             load: Share of its decoding time that live calls take; None if it recognises nothing.
+            figures: What it counts.
         """
         with self.database.transaction():
-            call_rows.note_daemon(self.database, name, self.clock(), load)
+            call_rows.note_daemon(self.database, name, self.clock(), load, figures)
+
+    def figures(self) -> SiteFigures:
+        """Return how busy daemons and workers are."""
+        moment = self.clock()
+        with self.database.connection():
+            return SiteFigures(
+                figure_rows.daemons(self.database, moment), figure_rows.steps(self.database, moment)
+            )
 
     def live_load(self) -> float:
         """Return the load of the busiest daemon that has been heard of lately, 0 without any."""
@@ -295,6 +307,23 @@ class Storage:
         call, leg = tables.Call, tables.Leg
         heard = leg.select(leg.call).where(leg.started_at.is_null(False))
         query = call.select().where((call.state == CallState.LIVE) & call.call_id.in_(heard))
+        with self.database.connection():
+            rows = self.database.all(query.order_by(call.started_at.desc(), call.call_id.desc()))
+            return call_rows.read_many(self.database, rows)
+
+    def silent_calls(self) -> list[Call]:
+        """Return the live calls that had a stream and have none now, newest first.
+
+        All live calls would be a thousand on a busy site, for the few that are wanted.
+        """
+        call, leg = tables.Call, tables.Leg
+        heard = leg.select(leg.call).where(leg.started_at.is_null(False))
+        streaming = leg.select(leg.call).where(leg.state == LegState.LIVE)
+        query = call.select().where(
+            (call.state == CallState.LIVE)
+            & call.call_id.in_(heard)
+            & call.call_id.not_in(streaming)
+        )
         with self.database.connection():
             rows = self.database.all(query.order_by(call.started_at.desc(), call.call_id.desc()))
             return call_rows.read_many(self.database, rows)

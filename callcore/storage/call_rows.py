@@ -23,6 +23,7 @@ from callcore.calls import (
 )
 from callcore.database import Database, Row
 from callcore.errors import NotFound, Refused
+from callcore.live_figures import LiveFigures
 from callcore.results import Segment, Word
 from callcore.storage import consent_rows, outbox
 
@@ -452,11 +453,18 @@ def adopt_capture(db: Database, uuid: str, capture: str) -> str | None:
 # ---- daemons
 
 
-def note_daemon(db: Database, name: str, moment: datetime, load: float | None) -> None:
+def note_daemon(
+    db: Database, name: str, moment: datetime, load: float | None, figures: LiveFigures | None
+) -> None:
     """Store that the daemon is alive; forget those that were not for a day."""
     daemon = tables.Daemon
-    if not db.insert(daemon, {"name": name, "seen_at": moment, "load": load}):
-        db.run(daemon.update(seen_at=moment, load=load).where(daemon.name == name))
+    told = {
+        "seen_at": moment,
+        "load": load,
+        "figures": figures.as_json() if figures is not None else None,
+    }
+    if not db.insert(daemon, {"name": name, **told}):
+        db.run(daemon.update(**told).where(daemon.name == name))
     db.run(daemon.delete().where(daemon.seen_at < moment - timedelta(days=1)))
 
 

@@ -28,7 +28,7 @@ GONE = (
     "look into its folder?"
 )
 DECLINED = "the caller refused analysis"
-TOO_MANY = "too many calls at once: its text comes from the recording"
+TOO_MANY = "too many calls at once; its text comes from the recording"
 
 
 def change(pages: Pages, call_id: str, **columns: Any) -> None:

@@ -22,6 +22,7 @@ from callcore.capture import Capture
 from callcore.engines import Hypothesis
 from callcore.events import Event
 from callcore.live_records import Records
+from callcore.recognizer import RefusedText
 from callcore.ringbuffer import RingBuffer
 from callcore.session import LiveCalls
 from callcore.settings import Address, Settings, load
@@ -99,6 +100,7 @@ class FakeRecognition:
     listener: Any
     language: str | None
     spill: Any
+    call_language: Any = None
     last_words: list[str] = field(default_factory=list)
     """Finals that come when the leg ends."""
     finished: bool = False
@@ -127,19 +129,32 @@ class FakeRecognizer:
         self.error: Exception | None = None
         self.room: int | None = None
         """Legs that are admitted; None: all."""
+        self.no_room = RefusedText.BUSY
+        """What the others are told."""
         self._opened = asyncio.Event()
+
+    shed = 0
 
     def load(self) -> float:
         return 0.25
 
+    def behind_s(self) -> float:
+        return 0.0
+
     def open_leg(
-        self, ring: RingBuffer, listener: Any, *, language: str | None, spill: Any
-    ) -> FakeRecognition | None:
+        self,
+        ring: RingBuffer,
+        listener: Any,
+        *,
+        language: str | None,
+        spill: Any,
+        call_language: Any = None,
+    ) -> FakeRecognition | RefusedText:
         if self.error is not None:
             raise self.error
         if self.room is not None and len(self.legs) >= self.room:
-            return None
-        leg = FakeRecognition(ring, listener, language, spill)
+            return self.no_room
+        leg = FakeRecognition(ring, listener, language, spill, call_language)
         self.legs.append(leg)
         self._opened.set()
         return leg

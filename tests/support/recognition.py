@@ -18,8 +18,9 @@ import numpy as np
 from callcore import resources
 from callcore.engines import LIVE_RATE, Hypothesis
 from callcore.engines.scripted import ScriptedDetector, ScriptedLiveTranscriber
-from callcore.errors import EngineError
+from callcore.errors import EngineDied, EngineError
 from callcore.inference import EngineSpec
+from callcore.inference_wire import ATTRIBUTES
 from tests.support.require import missing
 
 MODELS = Path(__file__).parents[2] / "var" / "models"
@@ -47,6 +48,7 @@ class Listener:
     lags: list[str] = field(default_factory=list)
     revised: list[bool] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    losses: list[tuple[int, int]] = field(default_factory=list)
 
     def partial(self, utterance: int, start: int, end: int, text: str, stable: int) -> None:
         assert utterance >= len(self.finals), "a partial after its final"
@@ -68,6 +70,9 @@ class Listener:
         self.latencies.append(latency)
         self.revised.append(revised)
 
+    def lost(self, start: int, end: int, reason: str) -> None:
+        self.losses.append((start, end))
+
     def lag(self, lag_s: float, state: str) -> None:
         self.lags.append(state)
 
@@ -86,11 +91,11 @@ class FakeInference:
     Calls wait in ``open`` until ``answer`` or ``die``.
     """
 
-    def __init__(self, *, threads: int = 1, live: Any = None) -> None:
+    def __init__(self, *, threads: int = 1, live: Any = None, max_batch: int | None = None) -> None:
         self.engines: Mapping[str, EngineSpec] = {
             "vad": EngineSpec("vad"),
-            "live": EngineSpec("live", {}, threads),
-            "live_multilingual": EngineSpec("multilingual", {}, threads),
+            "live": EngineSpec("live", {}, threads, max_batch),
+            "live_multilingual": EngineSpec("multilingual", {}, threads, max_batch),
         }
         self.live = live or ScriptedLiveTranscriber()
         self.objects = {
@@ -100,6 +105,7 @@ class FakeInference:
         }
         self.open: list[tuple[Future[Any], str, str, tuple[Any, ...]]] = []
         self.kills = 0
+        self.pid: int | None = 1
         self.stopped = False
         """Whether calls stay open, as with a stopped process."""
         self.batches: list[int] = []
@@ -114,14 +120,17 @@ class FakeInference:
     def answer(self, index: int = 0) -> None:
         future, engine, method, args = self.open.pop(index)
         try:
-            future.set_result(getattr(self.objects[engine], method)(*args))
+            future.set_result(
+                {} if method == ATTRIBUTES else getattr(self.objects[engine], method)(*args)
+            )
         except Exception as error:
             future.set_exception(error)
 
     def die(self) -> None:
         lost, self.open = self.open, []
+        self.pid = (self.pid or 0) + 1
         for future, engine, *_ in lost:
-            future.set_exception(EngineError(engine, "its process died"))
+            future.set_exception(EngineDied(engine, "its process died"))
 
     def kill(self) -> None:
         self.kills += 1
@@ -213,6 +222,18 @@ class Broken:
 
     def __init__(self) -> None:
         raise RuntimeError("there is no model")
+
+
+class Late(Echo):
+    """Can be loaded once a file is there."""
+
+    def __init__(self, file: str) -> None:
+        if not Path(file).exists():
+            raise RuntimeError("there is no model")
+        super().__init__()
+
+    def loaded(self) -> int:
+        return self.loads
 
 
 def wait_for(path: str) -> None:

@@ -2,8 +2,8 @@
 
 import { callState, disposition, speaker, stepName, stepStatus } from "./names.js";
 import { follow, load, loadPatiently, showConnection } from "./stream.js";
-import { clock, waited } from "./times.js";
-import { draw, Words } from "./transcript.js";
+import { clock, roughly, waited } from "./times.js";
+import { draw, gapText, Words } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
 const root = $("live");
@@ -12,12 +12,16 @@ const apiUrl = `/api/calls/${encodeURIComponent(callId)}/`;
 const ANNOUNCEMENTS_KEPT = 5;
 /** Reason with which the legs and the call end when the caller refuses analysis. */
 const REFUSED = "consent refused";
+/** Words that come later than this after speech say how late the text is. */
+const LATE_S = 3;
 /** A reader within this distance of the end counts as being there. */
 const AT_END_PX = 48;
 
 let words = new Words();
 let call = { state: root.dataset.state, started_at: root.dataset.started, duration: null };
+/** What was told last of the delay; `since` is our clock when `lag_s` was true. */
 let lag = null;
+let wasBehind = false;
 let latency = null;
 let skewMs = 0;
 let legs = [];
@@ -65,6 +69,7 @@ function take(event) {
     case "transcript.final":
       if (words.final(event)) {
         latency = event.latency ?? latency;
+        if (lag?.state === "behind" && latency > LATE_S) lag = timed({ ...lag, lag_s: latency });
         announce(event);
         if (!isFollowing) numNew += 1;
         showLag();
@@ -81,7 +86,8 @@ function take(event) {
       }
       break;
     case "audio.lost":
-      notice(`${speaker(event.leg)}: audio is missing from ${clock(event.start)} to ${clock(event.end)}.`, "warning");
+      announce({ leg: event.leg, text: gapText(words.lost(event)) });
+      drawSoon();
       break;
     case "leg.started":
     case "leg.ended":
@@ -138,7 +144,7 @@ function reloadSoon() {
 }
 
 /** A delay with seconds; that a leg has no live text is shown elsewhere. */
-const timed = (given) => (given && given.state !== "recording" ? given : null);
+const timed = (given) => (given && given.state !== "recording" ? { ...given, since: Date.now() } : null);
 
 /** The caller refuses analysis: nothing that was said stays in sight. */
 function refuse() {
@@ -149,13 +155,11 @@ function refuse() {
   numNew = 0;
   draw($("transcript"), $("turn"), []); // now: a hidden tab gets no frames
   $("announcer").replaceChildren();
-  $("notice").hidden = true;
   $("who").textContent = callId;
   $("refused").hidden = false; // first: a status region that is hidden tells nobody what is put in
   $("refused").textContent =
     "The caller refused analysis. What was written here has been removed; neither text nor sound of this call is kept.";
   $("waiting").hidden = false;
-  $("waiting").textContent = waiting();
   showCall();
 }
 
@@ -169,6 +173,7 @@ function reloadLater() {
 function setConnection(state) {
   connection = state;
   showConnection($("connection"), call.state === "live" || state !== "open" ? state : "closed");
+  showLag();
 }
 
 function showCall() {
@@ -191,7 +196,6 @@ function showCall() {
   if (isRefused) $("after-title").textContent = "Nothing listens any more";
   setConnection(connection);
   showTimer();
-  showLag();
   showLegs();
   showNoText();
   showFollowing();
@@ -206,23 +210,32 @@ function showTimer() {
 
 function showLag() {
   const element = $("lag");
-  const isBehind = call.state === "live" && lag?.state === "behind";
-  element.hidden = call.state !== "live" || isRefused || !isHeard();
+  const isBehind = lag?.state === "behind";
+  // Without a connection nobody knows whether the words are on time.
+  element.hidden = call.state !== "live" || isRefused || !isHeard() || connection !== "open";
   element.dataset.lag = isBehind ? "behind" : "ok";
+  // Only the change is told: until words come, each second makes them a second later.
   const text = isBehind
-    ? `Text is ${lag.lag_s.toFixed(0)} s behind`
-    : latency === null ? "On time" : `On time, ${latency.toFixed(1)} s after speech`;
-  // A status region speaks on change: the seconds alone are no news.
-  element.setAttribute("aria-live", isBehind ? "polite" : "off");
+    ? `Words appear about ${roughly(lag.lag_s + (Date.now() - lag.since) / 1000)} late`
+    : latency === null || latency > LATE_S ? "On time" : `On time, ${latency.toFixed(1)} s after speech`;
   if (element.textContent !== text) element.textContent = text;
+  $("waiting").textContent = waiting();
+  if (element.hidden || isBehind === wasBehind) return;
+  wasBehind = isBehind;
+  // Read out once, not with each second.
+  $("lag-said").textContent = isBehind ? `${text}.` : "Words appear on time again.";
 }
 
+/** Whether the site writes no words during calls, as far as this page can see. */
+const isOff = () =>
+  root.dataset.recognition === "off" && ![...words.segments.values()].some((each) => !each.isGap);
+
 /** Whether some leg has live text, or may still have. */
-const isHeard = () => !legs.length || legs.some((leg) => !leg.no_text);
+const isHeard = () => !isOff() && (!legs.length || legs.some((leg) => !leg.no_text));
 
 /** A party within a sentence; what is not named is some leg. */
 function party(leg) {
-  if (!leg) return "one leg";
+  if (!leg) return "one party";
   return leg === "mixed" ? "this call" : `the ${speaker(leg).toLowerCase()}`;
 }
 
@@ -231,10 +244,26 @@ function showNoText() {
   const silent = legs.filter((leg) => leg.no_text);
   for (const leg of silent) untold.delete(leg.leg);
   if (silent.length) untold.delete("");
-  const names = [...new Set([...silent.map((leg) => leg.leg), ...untold])].map(party);
-  const text = `No live text for ${names.join(" and ")}: too many calls at once. The recording will be transcribed.`;
-  $("no-text").hidden = !names.length || isRefused;
+  const names = new Map(); // by reason
+  for (const { no_text: why, leg } of silent) names.set(why, [...names.get(why) ?? [], leg]);
+  if (untold.size) names.set("", [...untold]);
+  if (isOff()) names.clear();
+  const text = isOff()
+    ? "No live text: recognition during calls is switched off. The words come after the call, from the recording."
+    : [...names].map(([why, some]) => noText(why, some)).join(" ");
+  $("no-text").hidden = !text || isRefused;
   if ($("no-text").textContent !== text) $("no-text").textContent = text;
+  // The sentence scrolls away; this stays beside the delay.
+  const some = [...new Set([...names.values()].flat())];
+  $("without").hidden = $("no-text").hidden || call.state !== "live";
+  $("without").textContent = isHeard() ? `No live text for ${some.map(party).join(" and ")}` : "No live text";
+}
+
+/** A sentence on parties without live text; the daemon adds where their words come from. */
+function noText(why, some) {
+  const [reason, later] = why.split("; ");
+  const sentence = `No live text for ${some.map(party).join(" and ")}${reason && `: ${reason}`}.`;
+  return later ? `${sentence} ${isHeard() ? "Those" : "The"} words come after the call, from the recording.` : sentence;
 }
 
 function showLegs() {
@@ -284,12 +313,6 @@ function showAfter(recordings) {
   }));
 }
 
-function notice(text, kind) {
-  $("notice").textContent = text;
-  $("notice").dataset.kind = kind;
-  $("notice").hidden = false;
-}
-
 /** Finals only: partials would interrupt a screen reader twice a second. */
 function announce(event) {
   const line = document.createElement("p");
@@ -312,14 +335,17 @@ function drawSoon() {
     $("waiting").textContent = waiting();
     if (isFollowing) toEnd();
     showFollowing();
+    if (root.dataset.recognition === "off") showNoText(); // words may have come all the same
   });
 }
 
 function waiting() {
   if (isRefused) return "No text of this call is kept.";
-  if (!isHeard()) return "The words come after the call, from its recording.";
+  if (!isHeard() && call.state === "live") return "Nothing is written here during this call, whoever speaks.";
+  if (!isHeard()) return "There was no live text.";
   if (call.state === "missed") return "Nobody answered, so there is no conversation to show.";
-  return call.state === "live" ? "Waiting for the first words…" : "No words were recognised.";
+  if (call.state !== "live") return "No words were recognised.";
+  return lag?.state === "behind" ? "The first words are late. They will appear here." : "Waiting for the first words…";
 }
 
 // ---- following, and reading back
@@ -355,6 +381,7 @@ addEventListener("scroll", () => {
   // The end itself moves up when a long partial becomes a short final: that is nobody's scrolling.
   if (isFollowing && isUp && distanceToEnd() > AT_END_PX) setFollowing(false);
 }, { passive: true });
+addEventListener("resize", () => isFollowing && call.state === "live" && toEnd()); // a phone was turned
 $("follow").addEventListener("click", () => setFollowing(!isFollowing));
 $("jump").addEventListener("click", () => {
   setFollowing(true);
@@ -364,5 +391,8 @@ $("jump").addEventListener("click", () => {
 // On a narrow screen the words come first.
 if (matchMedia("(max-width: 60rem)").matches) $("about").open = false;
 
-setInterval(showTimer, 1000);
+setInterval(() => {
+  showTimer();
+  showLag();
+}, 1000);
 start();

@@ -1,7 +1,8 @@
 // Live calls: rows come, run and go by themselves.
 
 import { follow, load, loadPatiently, showConnection } from "./stream.js";
-import { clock, moment } from "./times.js";
+import { speaker } from "./names.js";
+import { clock, moment, roughly } from "./times.js";
 
 const $ = (id) => document.getElementById(id);
 /** How long an ended call stays in sight. */
@@ -47,6 +48,7 @@ function add(call) {
     $("rows").prepend(row);
   }
   delete row.dataset.ended;
+  if ($("calls").dataset.recognition === "off") row.dataset.without = "After the call";
   row.dataset.call = call.call_id;
   row.dataset.started = call.started_at;
   const link = field(row, "link");
@@ -79,28 +81,41 @@ function remove(callId) {
   rows.delete(callId);
 }
 
-/** Show how far live text is behind; `legs` as the API tells of them, where it was asked. */
+/** Take how late live text is; `legs` as the API tells of them, where it was asked. */
 function showLag(callId, lag, legs) {
   const row = rows.get(callId);
-  if (!row || row.dataset.ended) return;
-  if (legs) row.dataset.without = noText(legs);
-  else if (lag?.state === "recording" && !row.dataset.without) row.dataset.without = "partly";
-  if (!lag && !row.dataset.without) return;
-  const isBehind = lag?.state === "behind";
-  const late = { all: "After the call", partly: "Partly after the call" }[row.dataset.without];
-  field(row, "lag").dataset.lag = isBehind ? "behind" : late ? "later" : "ok";
-  field(row, "lag").textContent = isBehind ? `${lag.lag_s.toFixed(0)} s behind` : late ?? "On time";
+  if (!row) return;
+  if (legs && $("calls").dataset.recognition !== "off") row.dataset.without = noText(legs);
+  else if (lag?.state === "recording") row.dataset.without ||= "Partly after the call";
+  // That a leg has no live text says nothing about the others.
+  if (lag && lag.state !== "recording") row.lag = { ...lag, since: Date.now() };
+  showText(row);
 }
 
-/** Whether "all" legs, "partly" some or none ("") are without live text. */
+/** Show it: until words come, each second makes them a second later. */
+function showText(row) {
+  if (row.dataset.ended) return;
+  const isBehind = row.lag?.state === "behind";
+  const late = isBehind && `About ${roughly(row.lag.lag_s + (Date.now() - row.lag.since) / 1000)} late`;
+  const without = row.dataset.without;
+  const text = [late, without].filter(Boolean).join(". ") || "On time";
+  field(row, "lag").dataset.lag = isBehind ? "behind" : without ? "later" : "ok";
+  if (field(row, "lag").textContent !== text) field(row, "lag").textContent = text;
+}
+
+/** Who has no live text; nothing where everybody has some. */
 function noText(legs) {
-  const silent = legs.filter((leg) => leg.no_text).length;
-  if (!silent) return "";
-  return silent === legs.length ? "all" : "partly";
+  const silent = legs.filter((leg) => leg.no_text);
+  if (!silent.length) return "";
+  // The daemon adds where words come from, if it keeps the sound.
+  const isLater = silent.every((leg) => leg.no_text.includes("; "));
+  if (silent.length === legs.length) return isLater ? "After the call" : "No live text";
+  return `${silent.map((leg) => speaker(leg.leg)).join(", ")}: ${isLater ? "after the call" : "no live text"}`;
 }
 
 function showTimer(row) {
   if (row.dataset.ended) return;
+  showText(row);
   field(row, "timer").textContent = clock((Date.now() + skewMs - Date.parse(row.dataset.started)) / 1000);
 }
 

@@ -96,8 +96,8 @@ export async function loadPatiently(url, state) {
 export function showConnection(element, state) {
   const words = {
     open: "Connected",
-    connecting: "Connecting again…",
-    waiting: "Live text is delayed: the event broker is away",
+    connecting: "Connecting again; new text will follow",
+    waiting: "New text is held up; it will follow",
     closed: "Not live any more",
   };
   if (element.dataset.state === state && element.textContent === words[state]) return;

@@ -19,6 +19,12 @@ export function waited(seconds) {
   return seconds < 60 ? `${seconds.toFixed(0)} s` : `${clock(seconds)} min`;
 }
 
+/** A delay as people say it: 12 s, 45 s, 2 min. */
+export function roughly(seconds) {
+  if (seconds >= 90) return `${Math.round(seconds / 60)} min`;
+  return `${seconds < 20 ? Math.max(1, Math.round(seconds)) : Math.round(seconds / 5) * 5} s`;
+}
+
 /** Show a <time> in the reader's zone; the exact instant stays as its title. */
 export function localise(element) {
   const moment = new Date(element.dateTime);

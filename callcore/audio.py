@@ -59,6 +59,12 @@ def to_float(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / np.float32(32768)
 
 
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Return samples in [-1, 1] as int16, same shape; what ``to_float`` made comes back exactly."""
+    whole: np.ndarray = np.clip(np.rint(samples * 32768), -32768, 32767).astype("<i2")
+    return whole
+
+
 class StreamingResampler:
     """Changes the sampling rate of one stream, piece by piece.
 

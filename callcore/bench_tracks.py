@@ -191,7 +191,7 @@ def _samples() -> Iterator[_Recording]:
             yield _Recording(
                 f"{call['id']} {name}",
                 call["language"],
-                _int16(channel),
+                audio.to_int16(channel),
                 tuple((turn["start"], turn["end"], turn["text"]) for turn in turns),
                 exact=True,
             )
@@ -208,16 +208,11 @@ def _manifest(folder: Path) -> Iterator[_Recording]:
             raise ConfigError("--data", folder, "a manifest.json that lists objects with a file")
         if not entry.get("text"):
             continue
-        samples = _int16(audio.read_channels(folder / entry["file"], LIVE_RATE, _MAX_S)[0])
+        samples = audio.to_int16(audio.read_channels(folder / entry["file"], LIVE_RATE, _MAX_S)[0])
         turn = (0.0, len(samples) / LIVE_RATE, entry["text"])
         yield _Recording(
             entry["file"], entry.get("language") or "en", samples, (turn,), exact=False
         )
-
-
-def _int16(channel: np.ndarray) -> Samples:
-    samples: Samples = np.clip(np.rint(channel * 32768), -32768, 32767).astype(np.int16)
-    return samples
 
 
 def _track(recordings: Sequence[_Recording], seconds: float, whole_files: WholeFiles) -> Track:

@@ -217,8 +217,7 @@ def _tracks(file: Path, leg: str | None, stereo: bool | None) -> list[_Track]:
 
 
 def _track(leg: str, channel: np.ndarray) -> _Track:
-    samples = np.clip(np.rint(channel * 32768), -32768, 32767).astype("<i2").tobytes()
-    return _Track(leg, uuid.uuid4(), samples)
+    return _Track(leg, uuid.uuid4(), audio.to_int16(channel).tobytes())
 
 
 async def _register(

@@ -18,6 +18,7 @@ from callcore.audio import (
     read_channels,
     repair_wav,
     to_float,
+    to_int16,
     wav_header,
     wav_needs_repair,
 )
@@ -48,6 +49,12 @@ def encode_file(path: Path, codec: str, samples: np.ndarray, rate: int, fmt: str
         for packet in stream.encode(None):
             out.mux(packet)
     return path
+
+
+def test_to_int16_brings_every_sample_back_and_clips_what_is_too_loud():
+    every = np.arange(-32768, 32768, dtype=np.int16)
+    assert np.array_equal(to_int16(to_float(every)), every)
+    assert to_int16(np.array([-1.5, 1.0], np.float32)).tolist() == [-32768, 32767]
 
 
 def test_to_float_keeps_full_scale_within_one():

@@ -141,9 +141,9 @@ class TranscriptionClient:
         self._why = ""
         """Why it failed last."""
         self._format = _WORDS
-        self._answered_in = _WORDS
-        """The format of the last answer."""
         """Index of the richest way to ask that the endpoint knows, as far as is known."""
+        self._answered_in = _WORDS
+        """The way in which the last piece was answered."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "callcore"}
         if key:
             headers["Authorization"] = f"Bearer {key}"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
+from callcore.audio import to_int16
 from callcore.engines import LIVE_RATE, DecodeJob, Floats, Hypothesis, TranscribedSegment
 from callcore.engines.transcription_answer import Answer, Said, believed
 from callcore.engines.transcription_client import Piece, TranscriptionClient, wav_of
@@ -234,8 +234,9 @@ class RecordingEndpoint:
                 asked = self._pool.submit(self._asked, *request)
 
     def _asked(self, span: _Span, language: str | None, task: str, prompt: str | None) -> Answer:
-        samples = np.clip(np.rint(span.samples * 32767.0), -32768, 32767).astype(np.int16)
-        piece = Piece(wav_of(samples, _RATE), span.duration_s, language, prompt, task=task)
+        piece = Piece(
+            wav_of(to_int16(span.samples), _RATE), span.duration_s, language, prompt, task=task
+        )
         limit_at = self._clock() + _RECORDING_S + _RECORDING_PER_S * span.duration_s
         return self.client.ask(piece, limit_at, _RECORDING_PAUSES_S)
 
